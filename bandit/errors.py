@@ -1,0 +1,79 @@
+"""Every error that Query Rewards raises: one class per situation, each also a builtin, each carrying its values."""
+
+from __future__ import annotations
+
+
+class QueryRewardsError(Exception):
+    """Base of all errors of this project."""
+
+
+class InvalidValueError(QueryRewardsError, ValueError):
+    """An argument or a field holds what it must not.
+
+    Attributes: name (which one), expected (in words), received (the value).
+    """
+
+    def __init__(self, name: str, *, expected: str, received: object) -> None:
+        self.name, self.expected, self.received = name, expected, received
+        super().__init__(f"{name}: expected {expected}, received {received!r}")
+
+
+class InvalidSettingError(QueryRewardsError, ValueError):
+    """A settings file or an environment variable holds an unknown key or a bad value."""
+
+    def __init__(self, source: str, key: str, problem: str) -> None:
+        self.source, self.key, self.problem = source, key, problem
+        super().__init__(f"{source}: setting {key!r}: {problem}")
+
+
+class InvalidTableError(QueryRewardsError, ValueError):
+    """A Parquet file breaks the schema of its record: the message names the file, the column and the row."""
+
+    def __init__(self, file: str, problem: str, *, column: str | None = None, row: int | None = None) -> None:
+        self.file, self.column, self.row, self.problem = file, column, row, problem
+        place = file + (f", column {column!r}" if column else "") + (f", row {row}" if row is not None else "")
+        super().__init__(f"{place}: {problem}")
+
+
+class EmptyLogError(QueryRewardsError, LookupError):
+    """A step needs a log that has no rows yet."""
+
+    def __init__(self, log: str, place: str) -> None:
+        self.log, self.place = log, place
+        super().__init__(f"the {log} is empty: no rows found in {place}")
+
+
+class DependencyAwayError(QueryRewardsError, ConnectionError):
+    """A service that this call needs does not answer."""
+
+    def __init__(self, service: str, place: str, reason: str) -> None:
+        self.service, self.place, self.reason = service, place, reason
+        super().__init__(f"{service} at {place} is away: {reason}")
+
+
+class FeatureStoreError(QueryRewardsError, RuntimeError):
+    """Feast refused: nothing applied yet, or a row that does not fit its own lengths."""
+
+
+class CorruptModelError(QueryRewardsError, ValueError):
+    """A model's bytes are not what its sha256 says, or do not hold what a model holds."""
+
+    def __init__(self, model: str, problem: str) -> None:
+        self.model, self.problem = model, problem
+        super().__init__(f"model {model}: {problem}")
+
+
+class LearnerError(QueryRewardsError, RuntimeError):
+    """Vowpal Wabbit failed in its child process."""
+
+
+class NotPromotedError(QueryRewardsError, RuntimeError):
+    """There is nothing that may be promoted, or nothing to go back to."""
+
+
+class LockHeldError(QueryRewardsError, BlockingIOError):
+    """Another process is running this step."""
+
+    def __init__(self, step: str, owner: str) -> None:
+        self.step, self.owner = step, owner
+        super().__init__(f"step {step!r} is locked by {owner}; it frees itself when that process ends or its lock expires")

@@ -1,0 +1,64 @@
+"""Features of a user's clusters: one function, used when serving and (through the decision log) when training.
+
+No identifiers: an unseen id would not get an average weight, features that generalise do. Ranges are about [-1, 1], because the
+learner multiplies them pairwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bandit.prior import shrink, user_mean
+from bandit.types import MICROSECONDS_PER_DAY, Evidence, Floats, Floats32, Prior, Profile
+
+FEATURE_VERSION = 1
+FEATURE_NAMES = (
+    "shrunk_rate",  # the first layer of the score: reward per impression
+    "user_rate",  # what a cluster of this user and topic gets without evidence of its own
+    "topic_rate",
+    "evidence",  # decayed impressions against the prior's strength: 0 none, 1 plenty
+    "session_lift",  # shrunk rate of this session minus the long-run one
+    "session_evidence",
+    "action_share",  # of the user's actions
+    "importance_share",  # of the user's recency-weighted actions
+    "action_scale",  # logarithm of the number of actions
+    "last_action_age",  # logarithm of days since the last action
+    "clusters",  # logarithm of the number of the user's clusters
+)
+
+
+def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:
+    """Feature matrix of n clusters, float32 (n, len(FEATURE_NAMES)), in the order of `FEATURE_NAMES`.
+
+    Args:
+        profile: n clusters.
+        evidence: aligned to the profile, decayed to `now`.
+        prior: levels above the user.
+        now: time of the decision, UTC microseconds.
+        context: of the request; logged with the decision, no feature of this version depends on it.
+    """
+    n, strength = len(profile), prior.rate.strength
+    base = user_mean(evidence, profile.topic_ids, prior)
+    rate = shrink(evidence.reward_long, evidence.impressions_long, base, strength)
+    session = shrink(evidence.reward_session, evidence.impressions_session, rate, strength)
+    actions = profile.action_counts.sum(axis=1)
+    age_days = np.maximum(now - profile.last_action_at, 0) / MICROSECONDS_PER_DAY
+    columns = (
+        rate,
+        base,
+        prior.topic_mean(profile.topic_ids),
+        evidence.impressions_long / (evidence.impressions_long + strength),
+        session - rate,
+        evidence.impressions_session / (evidence.impressions_session + strength),
+        _share(actions),
+        _share(profile.importance),
+        np.log1p(actions) / 5.0,
+        np.log1p(age_days) / 5.0,
+        np.full(n, np.log1p(n) / 5.0),
+    )
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _share(values: Floats) -> Floats:
+    total = values.sum()
+    return values / total if total > 0.0 else np.full(len(values), 1.0 / max(len(values), 1))

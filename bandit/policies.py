@@ -1,0 +1,165 @@
+"""Policies: one score per cluster, and the quotas that follow from the scores.
+
+A policy is chosen by its name (`POLICIES`); `plan` is the whole way from a user's clusters to expected draws, and it is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from bandit.errors import InvalidValueError
+from bandit.featurize import FEATURE_NAMES
+from bandit.model import LinearModel
+from bandit.quotas import budgeted, greedy_value, proportional
+from bandit.types import Evidence, Floats, Floats32, Prior, Profile
+
+_LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exploration:
+    """What the bandit may spend on trying clusters out.
+
+    optimism: standard deviations added to the predicted rate; budget: share of the greedy value that one decision may give up;
+    impressions_per_query: impressions that a drawn query is expected to bring, for counting those in flight.
+    """
+
+    optimism: float = 1.5
+    budget: float = 0.005
+    impressions_per_query: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that would break the guarantee."""
+        if not 0.0 <= self.optimism < np.inf:
+            raise InvalidValueError("optimism", expected="a finite number, 0 or more", received=self.optimism)
+        if not 0.0 < self.budget <= 1.0:
+            raise InvalidValueError("exploration budget", expected="within (0, 1]", received=self.budget)
+        if not 0.0 < self.impressions_per_query < np.inf:
+            raise InvalidValueError("impressions_per_query", expected="a finite number above 0", received=self.impressions_per_query)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Everything that a policy may look at: the clusters of one user that can be queried now, n of them."""
+
+    profile: Profile
+    evidence: Evidence
+    features: Floats32
+    prior: Prior
+    model: LinearModel | None
+    exploration: Exploration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Scores and quotas of one decision, each float64 (n,); the quotas are what is drawn from and what is logged."""
+
+    scores: Floats
+    quotas: Floats
+
+
+def uniform(candidates: Candidates) -> Floats:
+    """The same weight for every cluster."""
+    return np.ones(len(candidates.profile))
+
+
+def action_count(candidates: Candidates) -> Floats:
+    """Raw number of actions: the flow that Query Rewards replaced. A cluster without actions counts as one."""
+    return np.maximum(candidates.profile.action_counts.sum(axis=1), 1.0)
+
+
+def importance(candidates: Candidates) -> Floats:
+    """Sum of exp(-0.01 * age in days) over the cluster's actions. Source: Pal et al., PinnerSage, KDD 2020."""
+    return np.maximum(candidates.profile.importance, np.finfo(np.float64).tiny)
+
+
+def query_reward(candidates: Candidates) -> Floats:
+    """Plain engagement rate, with the average for clusters without impressions: the published flow.
+
+    Rates are floored at a hundredth of the average, so that hides alone never shut a cluster out; without any reward all weigh the same.
+    """
+    evidence = candidates.evidence
+    seen = evidence.impressions_long > 0.0
+    rates = np.divide(evidence.reward_long, evidence.impressions_long, out=np.zeros(len(seen)), where=seen)
+    average = float(np.maximum(rates[seen], 0.0).mean()) if seen.any() else 0.0
+    if average <= 0.0:
+        return np.ones(len(seen))
+    return np.maximum(np.where(seen, rates, average), _LEAST_SHARE * average)
+
+
+def bandit(candidates: Candidates) -> Floats:
+    """Shrunk rate, plus the learned residual, plus optimism: the score of layer three, unit reward per impression.
+
+    In flight are the impressions still expected from queries already drawn: a cluster just drawn is not drawn again for the same
+    lack of evidence, which is what breaks optimism when feedback is late.
+    """
+    if candidates.model is None:
+        raise InvalidValueError("model", expected="a model for the policy 'bandit'", received=None)
+    rates = candidates.features[:, FEATURE_NAMES.index("shrunk_rate")].astype(np.float64)
+    certain = _certainty(candidates)
+    mean = np.clip(rates, 0.0, 1.0)
+    deviation = np.sqrt(mean * (1.0 - mean) / certain)
+    return np.asarray(rates + candidates.model.predict(candidates.features) + candidates.exploration.optimism * deviation, np.float64)
+
+
+def _certainty(candidates: Candidates) -> Floats:
+    """Impressions behind each rate: seen, assumed by the prior, and in flight. Shape (n,)."""
+    evidence, exploration = candidates.evidence, candidates.exploration
+    expected = evidence.draws_session * exploration.impressions_per_query
+    in_flight = np.maximum(expected - evidence.impressions_session, 0.0)
+    return np.asarray(evidence.impressions_long + candidates.prior.rate.strength + in_flight, np.float64)
+
+
+def _weighted(weigh: Callable[[Candidates], Floats]) -> Callable[[Candidates, int, Floats], Plan]:
+    def plan(candidates: Candidates, k: int, caps: Floats) -> Plan:
+        weights = weigh(candidates)
+        return Plan(scores=weights, quotas=proportional(weights, k, caps))
+
+    return plan
+
+
+def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
+    """Budgeted quotas: the decision gives up at most `budget` of the greedy value of its own scores, spent where evidence is thin."""
+    scores = bandit(candidates)
+    thin = 1.0 / (candidates.evidence.impressions_long + candidates.prior.rate.strength)
+    value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, _LEAST_SHARE * k)
+    budgets = candidates.exploration.budget * value * thin / thin.sum()
+    return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))
+
+
+POLICIES: Mapping[str, Callable[[Candidates, int, Floats], Plan]] = MappingProxyType(
+    {
+        "uniform": _weighted(uniform),
+        "action_count": _weighted(action_count),
+        "importance": _weighted(importance),
+        "query_reward": _weighted(query_reward),
+        "bandit": _explored,
+    }
+)
+FALLBACK = "query_reward"  # what the bandit does while no model has been promoted
+
+
+def plan(policy: str, candidates: Candidates, k: int, caps: Floats) -> Plan:
+    """Scores and quotas of k queries under the named policy.
+
+    Args:
+        policy: a key of `POLICIES`.
+        candidates: n clusters.
+        k: queries of the request, > 0.
+        caps: (n,), the most queries that each cluster can give, > 0.
+
+    Raises: InvalidValueError for an unknown policy, bad caps, or quotas that are not a distribution of k queries.
+    """
+    if policy not in POLICIES:
+        raise InvalidValueError("policy", expected=f"one of {sorted(POLICIES)}", received=policy)
+    result = POLICIES[policy](candidates, k, caps)
+    expected = min(float(k), float(caps.sum()))
+    if not (np.all(result.quotas > 0.0) and abs(float(result.quotas.sum()) - expected) <= 1e-9 * max(expected, 1.0)):
+        raise InvalidValueError("quotas", expected=f"positive numbers that sum to {expected}", received=result.quotas.tolist())
+    return result
+
+

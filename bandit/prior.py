@@ -1,0 +1,49 @@
+"""Rates shrunk towards the level above: global, topic, user, cluster."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bandit.types import Evidence, Floats, Ints, Prior, Rate
+
+
+def engagement_rate(engagements: Floats | float, impressions: Floats | float, prior: Rate) -> Floats:
+    """Shrink engagement rates towards the prior: (engagements + strength * mean) / (impressions + strength).
+
+    Args:
+        engagements: decayed reward, any shape, may be negative (hides).
+        impressions: decayed impressions, same shape, >= 0.
+        prior: mean and strength (in impressions) of the level above.
+
+    Returns: rates, unit reward per impression, same shape.
+
+    Source: beta-binomial posterior mean; Efron and Morris 1975.
+    """
+    return shrink(np.asarray(engagements, np.float64), np.asarray(impressions, np.float64), prior.mean, prior.strength)
+
+
+def shrink(engagements: Floats, impressions: Floats, mean: Floats | float, strength: float) -> Floats:
+    """`engagement_rate` with a prior mean of its own for each element."""
+    return np.asarray((engagements + strength * mean) / (impressions + strength), np.float64)
+
+
+def user_mean(evidence: Evidence, topic_ids: Ints, prior: Prior) -> Floats:
+    """The user's rate, as seen from each of the user's clusters: what a cluster without evidence gets. Shape (n,).
+
+    All impressions of the user are shrunk to the mean of the cluster's topic, which is itself shrunk to the global mean.
+    """
+    return shrink(
+        evidence.reward_long.sum(), evidence.impressions_long.sum(), prior.topic_mean(topic_ids), prior.rate.strength
+    )
+
+
+def fit_prior(topic_ids: Ints, reward: Floats, impressions: Floats, strength: float) -> Prior:
+    """Global rate and topic means of a whole population of clusters; every array one element per cluster.
+
+    With no impressions at all the global mean is 0.
+    """
+    total = float(impressions.sum())
+    rate = Rate(mean=float(reward.sum()) / total if total > 0.0 else 0.0, strength=strength)
+    topics, index = np.unique(topic_ids, return_inverse=True)
+    means = engagement_rate(np.bincount(index, reward, len(topics)), np.bincount(index, impressions, len(topics)), rate)
+    return Prior(rate=rate, topic_means=dict(zip(topics.tolist(), means.tolist(), strict=True)))

@@ -1,0 +1,132 @@
+"""From scores to quotas: how many queries each cluster may expect of one request.
+
+Both functions return lambda, float64 (n,), with sum(lambda) = min(k, sum(caps)) and 0 < lambda_i <= caps_i.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bandit.errors import InvalidValueError
+from bandit.types import Floats
+
+_MAX_NEWTON_STEPS = 100
+
+
+def proportional(weights: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Floats:
+    """Quotas in proportion to the weights, water-filled at the caps: lambda_i = min(caps_i, alpha * weights_i).
+
+    Args:
+        weights: (n,), > 0, any unit.
+        k: queries of the request, > 0.
+        caps: (n,), > 0; the most queries that each cluster can give.
+
+    Raises: InvalidValueError naming the argument and its first bad element.
+    """
+    w, cap, k = _positive("weights", weights), _positive("caps", caps), _queries(k)
+    _same_length(weights=w, caps=cap)
+    if k >= cap.sum():
+        return cap
+    order = np.argsort(cap / w)  # those that reach their cap first, first
+    capped = np.concatenate(([0.0], np.cumsum(cap[order])[:-1]))
+    rest = np.cumsum(w[order][::-1])[::-1]
+    alphas = (k - capped) / rest  # alpha if exactly the first j clusters are capped
+    j = int(np.argmax(alphas * w[order] <= cap[order]))
+    quotas = np.minimum(cap, alphas[j] * w)
+    quotas[order[:j]] = cap[order[:j]]
+    return quotas
+
+
+def budgeted(scores: npt.ArrayLike, budgets: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Floats:
+    """Quotas that give up at most sum(budgets) of the greedy value, in the unit of the scores.
+
+    Maximises sum(lambda * scores) + sum(budgets * log(lambda)); so lambda_i = min(caps_i, budgets_i / (nu - scores_i)) with one nu
+    for all, found by Newton's method on 1 / sum, which is concave and nearly straight.
+
+    Args:
+        scores: (n,), predicted reward per query or per impression, any sign.
+        budgets: (n,), > 0; the exploration that each cluster may cost.
+        k: queries of the request, > 0.
+        caps: (n,), > 0; the most queries that each cluster can give.
+
+    Raises: InvalidValueError naming the argument and its first bad element.
+
+    Source: inverse-gap weighting, Foster and Rakhlin 2020; its log-barrier form, Foster, Gentile, Mohri and Zimmert 2020.
+    """
+    s, b, cap, k = _finite("scores", scores), _positive("budgets", budgets), _positive("caps", caps), _queries(k)
+    _same_length(scores=s, budgets=b, caps=cap)
+    if k >= cap.sum():
+        return cap
+    # Cluster i sits at its cap while nu - max(s) <= threshold_i. Gaps are kept relative to the best score, so that budgets far below
+    # the rounding of the scores still divide exactly.
+    thresholds = b / cap - (s.max() - s)
+    order = np.argsort(-thresholds)
+    low, high = 0, len(s) - 1  # number of capped clusters: the largest j whose j-th threshold still leaves room for k
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _filled(thresholds[order[middle - 1]], s.max() - s, b, cap) <= k:
+            low = middle
+        else:
+            high = middle - 1
+    free = order[low:]
+    quotas = cap.copy()
+    quotas[free] = np.minimum(cap[free], _inverse_gaps(s[free], b[free], cap[free], k - cap[order[:low]].sum()))
+    return quotas
+
+
+def greedy_value(scores: Floats, k: float, caps: Floats) -> float:
+    """Largest sum(lambda * scores) over 0 <= lambda <= caps, sum(lambda) = min(k, sum(caps)): what exploration is measured against."""
+    order = np.argsort(-scores)
+    taken = np.minimum(caps[order], np.maximum(k - (np.cumsum(caps[order]) - caps[order]), 0.0))
+    return float(taken @ scores[order])
+
+
+def _filled(nu: float, gaps: Floats, budgets: Floats, caps: Floats) -> float:
+    room = nu + gaps
+    at_cap = room * caps <= budgets
+    return float(np.where(at_cap, caps, budgets / np.where(at_cap, 1.0, room)).sum())
+
+
+def _inverse_gaps(scores: Floats, budgets: Floats, caps: Floats, k: float) -> Floats:
+    gaps = scores.max() - scores
+    nu = max(float((budgets / caps - gaps).max()), float((budgets[gaps == 0.0]).max()) / k)  # left of the root: the sum is >= k
+    for _ in range(_MAX_NEWTON_STEPS):
+        inverse = 1.0 / (nu + gaps)
+        total = float(budgets @ inverse)
+        step = total * (total / k - 1.0) / float(budgets @ (inverse * inverse))
+        nu += step
+        if step <= 1e-15 * nu:
+            break
+    quotas = budgets / (nu + gaps)
+    return np.asarray(quotas * (k / quotas.sum()), np.float64)
+
+
+def _finite(name: str, values: npt.ArrayLike) -> Floats:
+    array = np.array(values, np.float64)
+    if array.ndim != 1 or not array.size:
+        raise InvalidValueError(name, expected="one dimension and at least one element", received=f"shape {array.shape}")
+    if not np.isfinite(array).all():
+        first = int(np.argmin(np.isfinite(array)))
+        raise InvalidValueError(f"{name}[{first}]", expected="a finite number", received=float(array[first]))
+    return array
+
+
+def _positive(name: str, values: npt.ArrayLike) -> Floats:
+    array = _finite(name, values)
+    if not (array > 0.0).all():
+        first = int(np.argmin(array > 0.0))
+        raise InvalidValueError(f"{name}[{first}]", expected="a number above 0", received=float(array[first]))
+    return array
+
+
+def _queries(k: float) -> float:
+    if not 0.0 < k < np.inf:
+        raise InvalidValueError("k", expected="a number of queries above 0", received=k)
+    return float(k)
+
+
+def _same_length(**arrays: Floats) -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InvalidValueError(" and ".join(lengths), expected="equal lengths", received=lengths)

@@ -1,0 +1,114 @@
+"""What a decision is made from: a user's clusters, the evidence about them, the prior behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bandit.errors import InvalidValueError
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Floats32: TypeAlias = npt.NDArray[np.float32]
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+MICROSECONDS_PER_DAY = 86_400_000_000
+MICROSECONDS_PER_MINUTE = 60_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A mean reward per impression and how many impressions it is worth."""
+
+    mean: float
+    strength: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a finite mean with a positive strength."""
+        if not np.isfinite(self.mean):
+            raise InvalidValueError("Rate.mean", expected="a finite number", received=self.mean)
+        if not 0.0 < self.strength < np.inf:
+            raise InvalidValueError("Rate.strength", expected="a finite number of impressions above 0", received=self.strength)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """The levels above the user: one global rate and the mean of each topic, already shrunk to it."""
+
+    rate: Rate
+    topic_means: dict[int, float] = field(default_factory=dict)
+
+    def topic_mean(self, topic_ids: Ints) -> Floats:
+        """Mean of each topic, shape of `topic_ids`; the global mean where a topic was never seen."""
+        get, mean = self.topic_means.get, self.rate.mean
+        return np.array([get(topic, mean) for topic in topic_ids.tolist()], np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A user's clusters as the batch clustering wrote them; n clusters, A action types.
+
+    Shapes: topic_ids, action_total, liked_share.. are all (n,); action_counts (n, A) in the order of `action_types`;
+    the query items of cluster i are `query_items[query_offsets[i]:query_offsets[i + 1]]`, with positive weights beside.
+    Times are UTC microseconds.
+    """
+
+    cluster_ids: list[str]
+    topic_ids: Ints
+    action_types: list[str]
+    action_counts: Floats
+    importance: Floats
+    last_action_at: Ints
+    query_items: list[str]
+    query_weights: Floats
+    query_offsets: Ints
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
+        n = len(self.cluster_ids)
+        lengths = {
+            "topic_ids": len(self.topic_ids) - n,
+            "action_counts": len(self.action_counts) - n,
+            "importance": len(self.importance) - n,
+            "last_action_at": len(self.last_action_at) - n,
+            "query_offsets": len(self.query_offsets) - n - 1,
+            "query_weights": len(self.query_weights) - len(self.query_items),
+        }
+        for name, excess in lengths.items():
+            if excess:
+                raise InvalidValueError(f"Profile.{name}", expected=f"the length that {n} clusters ask for", received=f"{excess:+d}")
+
+    def __len__(self) -> int:
+        """Number of clusters."""
+        return len(self.cluster_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterRewards:
+    """A user's decayed sums as the fold wrote them, at reference time `as_of` (UTC microseconds); every array (m,).
+
+    The m clusters need not be those of the profile: rows are matched by id (`bandit.evidence.align`).
+    """
+
+    cluster_ids: list[str]
+    as_of: int
+    impressions_session: Floats
+    reward_session: Floats
+    impressions_long: Floats
+    reward_long: Floats
+    draws_session: Floats
+    last_impression_at: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The same sums, aligned to the profile's clusters and moved to the time of the decision; every array (n,)."""
+
+    impressions_session: Floats
+    reward_session: Floats
+    impressions_long: Floats
+    reward_long: Floats
+    draws_session: Floats
+    last_impression_at: Ints

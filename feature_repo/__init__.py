@@ -1,0 +1,1 @@
+"""The Feast repository: run `feast` from inside this folder."""

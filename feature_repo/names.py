@@ -1,0 +1,40 @@
+"""Names that both sides of the loop must agree on: Feast's views and features, Redis' keys. Strings only."""
+
+PROJECT = "query_rewards"
+ENTITY = "user"
+JOIN_KEY = "user_id"
+TIMESTAMP = "event_timestamp"
+SERVICE = "query_clusters"
+
+USER_CLUSTERS = "user_clusters"
+CLUSTER_IDS = "cluster_ids"
+TOPIC_IDS = "topic_ids"
+ACTION_TYPES = "action_types"
+ACTION_COUNTS = "action_counts"
+IMPORTANCE = "importance"
+LAST_ACTION_AT = "last_action_at"
+QUERY_ITEMS = "query_items"
+QUERY_WEIGHTS = "query_weights"
+QUERY_OFFSETS = "query_offsets"
+
+CLUSTER_REWARDS = "cluster_rewards"
+AS_OF = "as_of"
+IMPRESSIONS_SESSION = "impressions_session"
+REWARD_SESSION = "reward_session"
+IMPRESSIONS_LONG = "impressions_long"
+REWARD_LONG = "reward_long"
+DRAWS_SESSION = "draws_session"
+ACTION_SUMS = "action_sums"
+LAST_IMPRESSION_AT = "last_impression_at"
+
+# Parquet files that Feast reads, relative to the folder of feature_store.yaml.
+USER_CLUSTERS_PATH = "data/user_clusters.parquet"
+CLUSTER_REWARDS_PATH = "data/cluster_rewards"
+
+# Redis. A stream is one key, so decisions are spread over partitions by user: p = crc32(user_id) mod PARTITIONS, fixed for ever.
+PARTITIONS = 256
+DECISIONS_KEY = "qr:{%d}:decisions"
+RECORD_FIELD = "r"
+CHAMPION_KEY = "qr:model:champion"
+MODEL_KEY = "qr:model:%s"
+LOCK_KEY = "qr:lock:%s"

@@ -1,0 +1,192 @@
+"""Fold: feedback and decision logs to each user's decayed sums, as one snapshot of `cluster_rewards`.
+
+S(T) = sum of r_e * 2^(-(T - t_e) / h) over events e. Each term depends on its own time only: order does not matter, late events need
+no special case, two partial sums merge by addition, and moving T is one multiplication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import ibis
+import ibis.expr.datatypes as dt
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.evidence import HalfLives
+from bandit.reward import IMPRESSION, RewardScheme
+from bandit.settings import Settings
+from feature_repo import names
+from training.tables import DECISIONS, FEEDBACK, FUTURE_TOLERANCE, log_files, read_table, write_table
+
+SUMS = [
+    names.IMPRESSIONS_SESSION,
+    names.REWARD_SESSION,
+    names.IMPRESSIONS_LONG,
+    names.REWARD_LONG,
+    names.DRAWS_SESSION,
+]
+_ACTION = "action:"  # prefix of the decayed count of one action type, one column each until rows become arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """What a fold did: users written, clusters in them, events counted once."""
+
+    users: int
+    clusters: int
+    events: int
+    as_of: int
+    file: str
+
+
+@ibis.udf.scalar.builtin
+def epoch_us(value: dt.timestamp) -> dt.int64:  # type: ignore[empty-body]
+    """Microseconds since 1970, by the engine's own function."""
+
+
+def sums(events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives, scheme: RewardScheme) -> ir.Table:
+    """Decayed sums of each (user_id, cluster_id) at time `as_of`, one row each.
+
+    Args:
+        events: `Feedback` rows; the same event_id counts once, events after `as_of` not at all.
+        draws: one row per drawn query: user_id, cluster_id, drawn_at (timestamp).
+        as_of: reference time, UTC microseconds.
+        half_lives: session and long.
+        scheme: weights of the action types.
+
+    Returns: user_id, cluster_id, the five sums, one decayed count per action type, last_impression_at (microseconds, 0 for never) and
+    `events`, the number of rows counted.
+    """
+    unique = events.group_by("event_id").agg(
+        user_id=events.user_id.min(),
+        cluster_id=events.cluster_id.min(),
+        action=events.action.min(),
+        at=epoch_us(events.occurred_at.min()),
+    )
+    weight = ibis.cases(*((unique.action == action, float(w)) for action, w in scheme.weights.items()), else_=0.0)
+    happened = unique.select("user_id", "cluster_id", "action", "at", reward=weight)
+    drawn = draws.select("user_id", "cluster_id", action=ibis.literal(_DRAW), at=epoch_us(draws.drawn_at), reward=ibis.literal(0.0))
+    rows = happened.union(drawn).filter(lambda t: t.at <= as_of)
+
+    def faded(half_life: int) -> ir.FloatingColumn:
+        return ibis.literal(2.0) ** ((rows.at - as_of) / float(half_life))
+
+    rows = rows.mutate(session=faded(half_lives.session), long=faded(half_lives.long))
+    shown, is_draw = rows.action == IMPRESSION, rows.action == _DRAW
+    counts = {_ACTION + action: rows.long.sum(where=rows.action == action).fill_null(0.0) for action in scheme.action_types}
+    return rows.group_by("user_id", "cluster_id").agg(
+        **{
+            names.IMPRESSIONS_SESSION: rows.session.sum(where=shown).fill_null(0.0),
+            names.REWARD_SESSION: (rows.session * rows.reward).sum(),
+            names.IMPRESSIONS_LONG: rows.long.sum(where=shown).fill_null(0.0),
+            names.REWARD_LONG: (rows.long * rows.reward).sum(),
+            names.DRAWS_SESSION: rows.session.sum(where=is_draw).fill_null(0.0),
+            **counts,
+            names.LAST_IMPRESSION_AT: rows.at.max(where=shown).fill_null(0),
+            "events": rows.count(),
+        }
+    )
+
+
+_DRAW = "\N{SYMBOL FOR NULL}draw"  # no action type of the settings can bear it
+
+
+def merge(left: ir.Table, right: ir.Table) -> ir.Table:
+    """Sums of two disjoint parts of the log, at the same `as_of`: their addition."""
+    both = left.union(right)
+    added = {name: both[name].sum() for name in both.columns if name not in {"user_id", "cluster_id", names.LAST_IMPRESSION_AT}}
+    return both.group_by("user_id", "cluster_id").agg(**added, **{names.LAST_IMPRESSION_AT: both[names.LAST_IMPRESSION_AT].max()})
+
+
+def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> ir.Table:
+    """The rows that Feast reads: one per user, arrays in order of cluster_id, flattened (clusters x action types) counts."""
+    by_cluster = cluster_sums.mutate(
+        flat=ibis.array([cluster_sums[_ACTION + action] for action in action_types])
+    )
+    arrays = {name: by_cluster[name].collect(order_by=by_cluster.cluster_id) for name in [*SUMS, names.LAST_IMPRESSION_AT]}
+    return by_cluster.group_by("user_id").agg(
+        **{
+            names.CLUSTER_IDS: by_cluster.cluster_id.collect(order_by=by_cluster.cluster_id),
+            **arrays,
+            names.ACTION_SUMS: by_cluster.flat.collect(order_by=by_cluster.cluster_id).flatten(),
+            "events": by_cluster.events.sum(),
+        }
+    ).mutate(
+        **{
+            names.ACTION_TYPES: ibis.array([ibis.literal(action) for action in action_types]),
+            names.AS_OF: ibis.literal(as_of, "int64"),
+            names.TIMESTAMP: ibis.literal(datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None), "timestamp(6)"),
+        }
+    )
+
+
+def read_draws(connection: ibis.BaseBackend, folder: Path) -> ir.Table:
+    """One row per drawn query of the decision log: user_id, cluster_id, drawn_at; none when there is no log yet."""
+    try:
+        files = log_files(folder, "decision log", DECISIONS)
+    except EmptyLogError:
+        return ibis.memtable(pa.table({"user_id": pa.array([], pa.string()), "cluster_id": pa.array([], pa.string()),
+                                       "drawn_at": pa.array([], DECISIONS.field("decided_at").type)}))
+    decisions = connection.read_parquet(files).distinct(on="decision_id")
+    queries = decisions.select("user_id", "decided_at", query=decisions.queries.unnest())
+    return queries.select("user_id", cluster_id=queries.query.cluster_id, drawn_at=queries.decided_at)
+
+
+def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
+    """Write the snapshot of `cluster_rewards` at `as_of`: the users with events that no earlier snapshot has counted.
+
+    Users without news need no row: their sums only fade, and serving moves those to the time of the request.
+
+    Raises: EmptyLogError, InvalidTableError (unknown action, null, naive or future time).
+    """
+    files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
+    scheme = settings.reward.scheme()
+    connection = ibis.duckdb.connect()
+    events = connection.read_parquet(files).select(FEEDBACK.names)
+    _check_events(events, files, scheme.action_types, now)
+    draws = read_draws(connection, settings.data_path / "decisions")
+    cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme)
+    rows = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
+    table = rows.to_pyarrow()
+    folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
+    news = table.filter(_unseen(connection, folder, table, as_of)).sort_by("user_id")
+    file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
+    if news.num_rows or not file.parent.exists():
+        write_table(news, file)
+    return Folded(
+        users=news.num_rows,
+        clusters=sum(len(ids) for ids in news[names.CLUSTER_IDS]),
+        events=sum(table["events"].to_pylist()),
+        as_of=as_of,
+        file=str(file),
+    )
+
+
+def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: int) -> pa.Array:
+    """Mask of the users whose number of events differs from their newest earlier snapshot."""
+    seen: Mapping[str, int] = {}
+    if any(folder.glob("*.parquet")):
+        past = connection.read_parquet(str(folder / "*.parquet"))
+        past = past.filter(past[names.AS_OF] < as_of)
+        newest = past.group_by("user_id").agg(events=past.events.argmax(past[names.AS_OF])).to_pyarrow()
+        seen = dict(zip(newest["user_id"].to_pylist(), newest["events"].to_pylist(), strict=True))
+    pairs = zip(table["user_id"].to_pylist(), table["events"].to_pylist(), strict=True)
+    return pa.array([seen.get(user) != events for user, events in pairs], pa.bool_())
+
+
+def _check_events(events: ir.Table, files: Sequence[str], actions: Sequence[str], now: int) -> None:
+    """One cheap aggregate over the log; only when it finds something are the files read one by one for the place."""
+    problems = events.aggregate(
+        nulls=ibis.or_(*(events[column].isnull() for column in FEEDBACK.names)).sum(),
+        unknown=events.action.notin(list(actions)).sum(),
+        latest=epoch_us(events.occurred_at.max()),
+    ).to_pyarrow().to_pylist()[0]
+    if problems["nulls"] or problems["unknown"] or (problems["latest"] or 0) > now + FUTURE_TOLERANCE:
+        for file in files:
+            read_table(file, FEEDBACK, now=now, actions=actions)
+        raise InvalidTableError(files[0], "the feedback log changed while it was read")
