@@ -15,7 +15,7 @@ from bandit.errors import InvalidValueError
 from bandit.featurize import FEATURE_NAMES
 from bandit.model import LinearModel
 from bandit.quotas import budgeted, greedy_value, proportional
-from bandit.types import Evidence, Floats, Floats32, Prior, Profile
+from bandit.types import Evidence, Floats, Floats32, Prior
 
 _LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
 
@@ -44,9 +44,13 @@ class Exploration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """Everything that a policy may look at: the clusters of one user that can be queried now, n of them."""
+    """Everything that a policy may look at: the clusters of one user that can be queried now, n of them.
 
-    profile: Profile
+    Shapes: actions and importance (n,); features float32 (n, d), in the order of `FEATURE_NAMES`.
+    """
+
+    actions: Floats
+    importance: Floats
     evidence: Evidence
     features: Floats32
     prior: Prior
@@ -64,17 +68,17 @@ class Plan:
 
 def uniform(candidates: Candidates) -> Floats:
     """The same weight for every cluster."""
-    return np.ones(len(candidates.profile))
+    return np.ones(len(candidates.actions))
 
 
 def action_count(candidates: Candidates) -> Floats:
     """Raw number of actions: the flow that Query Rewards replaced. A cluster without actions counts as one."""
-    return np.maximum(candidates.profile.action_counts.sum(axis=1), 1.0)
+    return np.maximum(candidates.actions, 1.0)
 
 
 def importance(candidates: Candidates) -> Floats:
     """Sum of exp(-0.01 * age in days) over the cluster's actions. Source: Pal et al., PinnerSage, KDD 2020."""
-    return np.maximum(candidates.profile.importance, np.finfo(np.float64).tiny)
+    return np.maximum(candidates.importance, np.finfo(np.float64).tiny)
 
 
 def query_reward(candidates: Candidates) -> Floats:

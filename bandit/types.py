@@ -84,6 +84,15 @@ class Profile:
         """Number of clusters."""
         return len(self.cluster_ids)
 
+    def query_counts(self) -> Ints:
+        """Number of query items of each cluster, (n,)."""
+        return np.diff(self.query_offsets)
+
+    def queries_of(self, cluster: int) -> tuple[list[str], Floats]:
+        """Query items of one cluster, by its position, and their weights."""
+        start, end = self.query_offsets[cluster], self.query_offsets[cluster + 1]
+        return self.query_items[start:end], self.query_weights[start:end]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterRewards:
@@ -112,3 +121,14 @@ class Evidence:
     reward_long: Floats
     draws_session: Floats
     last_impression_at: Ints
+
+    def take(self, rows: Ints) -> Evidence:
+        """The evidence of some of the clusters, by position."""
+        return Evidence(
+            impressions_session=self.impressions_session[rows],
+            reward_session=self.reward_session[rows],
+            impressions_long=self.impressions_long[rows],
+            reward_long=self.reward_long[rows],
+            draws_session=self.draws_session[rows],
+            last_impression_at=self.last_impression_at[rows],
+        )

@@ -1,0 +1,116 @@
+"""Vowpal Wabbit as a cost regressor, in a child process: it holds the GIL while it works, and may abort the process it lives in.
+
+One line per drawn cluster, squared loss, all products of two features. This is the same update as `--cb_adf --cb_type mtr` on
+single-draw events, at a fraction of the cost, and lets each of a request's draws be learned (`tests/bandit/test_vowpal.py`).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bandit.errors import InvalidValueError, LearnerError
+from bandit.types import Floats, Floats32
+
+NAMESPACE = "c"
+_FNV_PRIME = 16777619
+_CONSTANT = 11650396
+_BITS = 18
+_MASK = (1 << _BITS) - 1
+_CHUNK = 100_000  # lines formatted at once: bounds the memory of the text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """How to learn. `learning_rate` and `passes` are Vowpal Wabbit's -l and --passes."""
+
+    learning_rate: float = 0.5
+    passes: int = 1
+    seed: int = 1
+    timeout_seconds: float = 600.0
+
+    @property
+    def arguments(self) -> list[str]:
+        """Vowpal Wabbit's command line, without files."""
+        line = f"--quiet -b {_BITS} -q {NAMESPACE}{NAMESPACE} -l {self.learning_rate!r} --random_seed {self.seed} --holdout_off"
+        return line.split() + (["--passes", str(self.passes), "-k", "-c"] if self.passes > 1 else [])
+
+
+def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str], learner: Learner) -> Floats32:
+    """Learn costs from features; returns the exported weights.
+
+    Args:
+        features: float32 (rows, d).
+        costs: (rows,), what to predict; for rewards, their negative.
+        weights: (rows,), > 0, importance of each row.
+        names: of the d features; their hashes are their places in the weights.
+        learner: settings.
+
+    Returns: float32 (d + 1 + d(d+1)/2,): features, constant, products i <= j row by row.
+
+    Raises: InvalidValueError for numbers that would poison every weight; LearnerError when the child process fails.
+    """
+    for name, array in (("features", features), ("costs", costs), ("weights", weights)):
+        if not np.isfinite(array).all():
+            raise InvalidValueError(name, expected="finite numbers only", received=f"row {int(np.argwhere(~np.isfinite(array))[0][0])}")
+    if not (weights > 0.0).all():
+        raise InvalidValueError("weights", expected="numbers above 0", received=f"row {int(np.argmin(weights))}")
+    with tempfile.TemporaryDirectory(prefix="query-rewards-vw-") as folder:
+        job = Path(folder)
+        write_lines(job / "train.txt", features, costs, weights, names)
+        command = [sys.executable, "-m", "bandit.vowpal", str(job), *names, "--", *learner.arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=learner.timeout_seconds, check=False)  # noqa: S603
+        except subprocess.TimeoutExpired as error:
+            raise LearnerError(f"Vowpal Wabbit was stopped after {learner.timeout_seconds} seconds") from error
+        if done.returncode:
+            raise LearnerError(f"Vowpal Wabbit ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+        exported = np.load(job / "weights.npy", allow_pickle=False)
+    if not np.isfinite(exported).all():
+        raise LearnerError("Vowpal Wabbit learned weights that are not finite")
+    return np.asarray(exported, np.float32)
+
+
+def write_lines(file: Path, features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]) -> None:
+    """Write Vowpal Wabbit's text format: `cost weight |c name:value …`, one line a row."""
+    line = "%.9g %.9g |" + NAMESPACE + "".join(f" {name}:%.9g" for name in names) + "\n"
+    with file.open("w", encoding="ascii") as out:
+        for start in range(0, len(features), _CHUNK):
+            rows = np.column_stack((costs[start : start + _CHUNK], weights[start : start + _CHUNK], features[start : start + _CHUNK]))
+            out.write((line * len(rows)) % tuple(rows.ravel().tolist()))
+
+
+def slots(workspace: object, names: Sequence[str]) -> list[int]:
+    """Places of the weights in Vowpal Wabbit's table: features, constant, products.
+
+    A product's place is ((16777619 * i) xor j) in 64 bits, masked; a collision would make two weights one, so it is refused.
+    """
+    hash_space = workspace.hash_space(NAMESPACE)  # type: ignore[attr-defined]
+    hashes = [workspace.hash_feature(name, hash_space) for name in names]  # type: ignore[attr-defined]
+    products = [
+        ((_FNV_PRIME * hashes[i] & 0xFFFF_FFFF_FFFF_FFFF) ^ hashes[j]) & _MASK for i in range(len(names)) for j in range(i, len(names))
+    ]
+    places = [*(value & _MASK for value in hashes), _CONSTANT & _MASK, *products]
+    if len(set(places)) != len(places):
+        raise LearnerError("two features share a place in Vowpal Wabbit's table: rename one of them")
+    return places
+
+
+def _child(folder: Path, names: Sequence[str], arguments: Sequence[str]) -> None:
+    from vowpalwabbit import Workspace  # noqa: PLC0415 -- only the child process may load it
+
+    workspace = Workspace(" ".join([*arguments, "-d", str(folder / "train.txt")]))
+    exported = np.array([workspace.get_weight(place) for place in slots(workspace, names)], np.float32)
+    workspace.finish()
+    np.save(folder / "weights.npy", exported, allow_pickle=False)
+
+
+if __name__ == "__main__":
+    separator = sys.argv.index("--")
+    _child(Path(sys.argv[1]), sys.argv[2:separator], sys.argv[separator + 1 :])

@@ -1,0 +1,38 @@
+"""The decision log: one Redis stream per partition of users, written before the selection is returned."""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+import redis
+
+from bandit.records import Decision
+from feature_repo import names
+from serving.connection import away
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class DecisionLog:
+    """Appends decisions. `training` moves them to Parquet and trims the streams; nothing is trimmed by length."""
+
+    def __init__(self, client: redis.Redis, url: str) -> None:
+        """Write through this client; `url` is for messages."""
+        self._client, self._url = client, url
+
+    def append(self, decision: Decision) -> None:
+        """Log one decision: *accepted* when this returns, *durable* as Redis' own `appendfsync` makes it.
+
+        Raises: DependencyAwayError; the decision may then be in the log or not.
+        """
+        key = names.DECISIONS_KEY % partition(decision.user_id)
+        try:
+            self._client.xadd(key, {names.RECORD_FIELD: _encoder.encode(decision)})
+        except redis.RedisError as error:
+            raise away(self._url, error) from error
+
+
+def partition(user_id: str) -> int:
+    """Partition of a user, 0 to 255, the same in every process and for ever."""
+    return zlib.crc32(user_id.encode()) % names.PARTITIONS

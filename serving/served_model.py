@@ -1,0 +1,60 @@
+"""The served model: taken over from Redis within a second of its promotion; the last good one goes on serving."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import msgspec
+import redis
+
+from bandit.errors import CorruptModelError
+from bandit.model import LinearModel, model_from_bytes
+from feature_repo import names
+
+log = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """Watches the champion pointer of Redis in a thread of its own.
+
+    `current` is (version, model), replaced as a whole, or None while no model was ever promoted.
+    """
+
+    def __init__(self, client: redis.Redis, *, poll_seconds: float) -> None:
+        """Look once now, then every `poll_seconds`."""
+        self._client, self._poll_seconds = client, poll_seconds
+        self.current: tuple[str, LinearModel] | None = None
+        self._pointer: bytes | None = None
+        self._stop = threading.Event()
+        self.refresh()
+        self._thread = threading.Thread(target=self._watch, name="query-rewards-model", daemon=True)
+        self._thread.start()
+
+    def refresh(self) -> None:
+        """Take over the champion if it changed. A model that cannot be used is refused with one log line, and not tried again."""
+        try:
+            pointer = self._client.get(names.CHAMPION_KEY)
+            if pointer is None or pointer == self._pointer:
+                return
+            champion = msgspec.msgpack.decode(pointer, type=dict[str, str])
+            data = self._client.get(names.MODEL_KEY % champion["sha256"])
+            if data is None:
+                raise CorruptModelError(champion["sha256"][:12], "its bytes are not in Redis")
+            self.current = (champion["version"], model_from_bytes(data, champion["sha256"]))
+            self._pointer = pointer
+            log.info("serving model version %s", champion["version"])
+        except redis.RedisError as error:
+            log.warning("model check failed, serving goes on as before: %s", error)
+        except (CorruptModelError, msgspec.MsgspecError, KeyError) as error:
+            self._pointer = pointer
+            log.error("refused the promoted model, serving goes on as before: %s", error)  # noqa: TRY400 -- one line, as promised
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._poll_seconds):
+            self.refresh()

@@ -1,0 +1,213 @@
+"""The command line: `query-rewards VERB`. Data on stdout, progress on stderr; exit 0 done, 1 failed, 2 usage, 3 not promoted, 4 away."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bandit.errors import DependencyAwayError, InvalidSettingError, InvalidValueError, NotPromotedError, QueryRewardsError
+from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from feature_repo import names
+from training.lock import locked
+
+FAILED, USAGE, NOT_PROMOTED, AWAY = 1, 2, 3, 4
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn which of a user's clusters are worth querying.")
+stderr = Console(stderr=True)
+
+SettingsFile = Annotated[Path, typer.Option("--settings", help="Settings file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+AsOf = Annotated[str, typer.Option(help="Reference time, ISO 8601 with a time zone; now when left out.")]
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path()) -> None:
+    """Write a settings file and a Feast repository to start from. Nothing that exists is overwritten."""
+    repository = folder / "feature_repo"
+    (repository / names.CLUSTER_REWARDS_PATH).mkdir(parents=True, exist_ok=True)
+    files = {
+        folder / DEFAULT_FILE: resources.files("training") / DEFAULT_FILE,
+        repository / "feature_store.yaml": resources.files("feature_repo") / "feature_store.yaml",
+        repository / "definitions.py": resources.files("feature_repo") / "definitions.py",
+    }
+    for target, source in files.items():
+        if target.exists():
+            stderr.print(f"{target} exists, left as it is")
+            continue
+        with resources.as_file(source) as path:
+            shutil.copyfile(path, target)
+        typer.echo(target)
+
+
+@app.command()
+def cluster(
+    history: Annotated[Path, typer.Option(help="Parquet: user_id, item_id, action, occurred_at.")],
+    embeddings: Annotated[Path, typer.Option(help="Parquet: item_id, embedding and, if known, topic.")],
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_of: AsOf = "",
+    as_json: AsJson = False,
+) -> None:
+    """Cluster each user's engaged items: a new snapshot of `user_clusters`."""
+    from training import cluster as step  # noqa: PLC0415 -- each verb loads only what it needs
+
+    settings = load_settings(settings_file)
+    with locked(settings.data_path, "cluster"), _progress() as bar:
+        task = bar.add_task("clustering users", total=None)
+        result = step.cluster(
+            settings,
+            history=history,
+            embeddings=embeddings,
+            as_of=_time(as_of),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _show(result, as_json)
+
+
+@app.command()
+def fold(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
+    """Fold the feedback log into decayed sums: a new snapshot of `cluster_rewards`."""
+    from training import fold as step  # noqa: PLC0415
+
+    _run("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=_time(as_of), now=_now()))
+
+
+@app.command()
+def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
+    """Apply the Feast definitions and write new snapshots to Redis, as `feast apply` and `feast materialize-incremental` do."""
+    from training import feature_store as step  # noqa: PLC0415
+
+    _run("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=_time(as_of))})
+
+
+@app.command()
+def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
+    """Move decisions out of Redis, and join those whose window has closed with their feedback."""
+    from training import decisions  # noqa: PLC0415
+    from training import join as step  # noqa: PLC0415
+
+    def run(settings: Settings) -> object:
+        decisions.move_decisions(settings)
+        return step.join(settings, as_of=_time(as_of))
+
+    _run("join", settings_file, as_json, run)
+
+
+@app.command()
+def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
+    """Learn a candidate model from the joined rows."""
+    from training import train as step  # noqa: PLC0415
+
+    _run("train", settings_file, as_json, lambda settings: step.train(settings, as_of=_time(as_of)))
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Option(help="Version to promote; the newest when left out.")] = "",
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """Let a model serve."""
+    from training import promote as step  # noqa: PLC0415
+
+    _run("promote", settings_file, as_json, lambda settings: step.promote(settings, version=version or None))
+
+
+@app.command()
+def rollback(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
+    """Let the model before this one serve again."""
+    from training import promote as step  # noqa: PLC0415
+
+    _run("promote", settings_file, as_json, step.rollback)
+
+
+@app.command()
+def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
+    """Every step since the last run: move, fold, materialize, join, train, promote. For a scheduler; exit 3 when nothing was promoted."""
+    from training import retrain as step  # noqa: PLC0415
+
+    settings = load_settings(settings_file)
+    with locked(settings.data_path, "retrain"), stderr.status("starting") as status:
+        result = step.retrain(settings, as_of=_time(as_of), now=_now(), say=status.update)
+    _show(result, as_json)
+    if result.promoted is None:
+        raise NotPromotedError(result.not_promoted)
+
+
+def main() -> None:
+    """Run, and turn our errors into one line and an exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("feast", "mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except NotPromotedError as error:
+        _fail(error, NOT_PROMOTED)
+    except DependencyAwayError as error:
+        _fail(error, AWAY)
+    except (InvalidSettingError, InvalidValueError) as error:
+        _fail(error, USAGE)
+    except QueryRewardsError as error:
+        _fail(error, FAILED)
+
+
+def _fail(error: Exception, status: int) -> None:
+    stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _run(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:  # noqa: FBT001 -- ours
+    settings = load_settings(settings_file)
+    with locked(settings.data_path, step), stderr.status(step):
+        result = work(settings)
+    _show(result, as_json)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+
+
+def _show(result: object, as_json: bool) -> None:  # noqa: FBT001 -- ours
+    content: dict[str, Any] = result if isinstance(result, dict) else dataclasses.asdict(result)  # type: ignore[call-overload]
+    if as_json:
+        typer.echo(json.dumps(content))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in content.items():
+        for key, held in value.items() if isinstance(value, dict) else [("", value)]:
+            table.add_row(f"{name}.{key}" if key else name, str(held))
+    Console().print(table)
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _time(text: str) -> int:
+    if not text:
+        return _now()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidValueError("--as-of", expected="ISO 8601, such as 2026-05-01T00:00:00+00:00", received=text) from error
+    if moment.tzinfo is None:
+        raise InvalidValueError("--as-of", expected="a time with a time zone", received=text)
+    return round(moment.timestamp() * 1e6)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Cluster: engagement history and item embeddings to PinnerSage clusters, one row of `user_clusters` per user.
+
+Source: Pal et al., PinnerSage, KDD 2020: Ward's method cut at a distance threshold, medoids, recency-weighted importance.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.vq import kmeans2, vq
+
+from bandit.errors import InvalidTableError
+from bandit.settings import ClusteringSettings, Settings
+from bandit.types import MICROSECONDS_PER_DAY, Floats, Floats32, Ints
+from feature_repo import names
+from training.tables import ENGAGEMENTS, read_table, write_table
+
+_USERS_PER_TASK = 200
+_TOPIC_SAMPLE = 50_000  # medoids that the topics are fitted on
+_TOPIC_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustered:
+    """What a clustering did."""
+
+    users: int
+    clusters: int
+    engagements: int
+    without_embedding: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """Item ids and their vectors, float32 (items, d), with the optional topic of each item."""
+
+    item_ids: pa.Array
+    vectors: Floats32
+    topics: Ints | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserHistory:
+    """One user's engagements in time order: rows of the embedding matrix, action codes, times (microseconds); all (m,)."""
+
+    user_id: str
+    items: Ints
+    actions: Ints
+    occurred_at: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserClusters:
+    """One user's clusters, most important first; n of them. Items are rows of the embedding matrix."""
+
+    user_id: str
+    medoids: Ints
+    action_counts: Ints
+    importance: Floats
+    last_action_at: Ints
+    query_items: list[Ints]
+    query_weights: list[Floats]
+
+
+def read_embeddings(file: str | Path) -> Embeddings:
+    """Read item_id, embedding (list of float) and, when there, topic (integer).
+
+    Raises: InvalidTableError for a missing column, a null, a number that is not finite, lengths that differ, or an item that stands twice.
+    """
+    file = str(file)
+    schema = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32()))])
+    table = read_table(file, schema, now=0).combine_chunks()
+    column = table["embedding"].combine_chunks() if table.num_rows else pa.array([], pa.list_(pa.float32()))
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    if not len(lengths):
+        raise InvalidTableError(file, "no rows, expected at least one item")
+    if (lengths != lengths[0]).any() or lengths[0] == 0:
+        row = int(np.argmax(lengths != lengths[0]))
+        raise InvalidTableError(file, f"length {lengths[row]}, expected {lengths[0]} as in row 0", column="embedding", row=row)
+    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(lengths), lengths[0])
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise InvalidTableError(file, "NaN or infinite, expected finite numbers", column="embedding", row=int(np.argmin(finite)))
+    ids = table["item_id"].combine_chunks()
+    if len(pc.unique(ids)) != len(ids):
+        first = pc.index_in(ids, pc.unique(ids)).to_numpy()
+        seen, row = np.unique(first, return_index=True), 0
+        row = int(np.setdiff1d(np.arange(len(first)), seen[1])[0])
+        raise InvalidTableError(file, f"item {ids[row].as_py()!r} stands twice", column="item_id", row=row)
+    topics = None
+    if "topic" in pq.read_schema(file).names:
+        topics = pq.read_table(file, columns=["topic"])["topic"].cast(pa.int64()).to_numpy()
+    return Embeddings(item_ids=ids, vectors=np.ascontiguousarray(vectors), topics=topics)
+
+
+def ward_clusters(vectors: Floats32, threshold: float) -> Ints:
+    """Cluster number (from 0) of each vector: Ward's method, cut where the merge height passes `threshold`. Shape (m,)."""
+    if len(vectors) == 1:
+        return np.zeros(1, np.int64)
+    return np.asarray(fcluster(linkage(vectors.astype(np.float64), method="ward"), threshold, criterion="distance") - 1, np.int64)
+
+
+def medoid(vectors: Floats) -> int:
+    """Index of the member with the least sum of squared distances to the others; the first of equals.
+
+    sum_j |x_i - x_j|^2 = m |x_i - mean|^2 + a term that is the same for all i, so the member nearest to the mean is the medoid.
+    """
+    return int(np.argmin(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)))
+
+
+def importance_terms(occurred_at: Ints, as_of: int, decay_per_day: float) -> Floats:
+    """exp(-decay * age in days) of each action; their sum is a cluster's importance. Shape (m,)."""
+    return np.asarray(np.exp(-decay_per_day * np.maximum(as_of - occurred_at, 0) / MICROSECONDS_PER_DAY), np.float64)
+
+
+def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings: ClusteringSettings, as_of: int) -> UserClusters:
+    """Cluster one user's items. A user has at most `max_clusters` clusters: the most important are kept.
+
+    Args:
+        history: at least one engagement; only the most recent `max_items` different items are used.
+        vectors: the whole embedding matrix.
+        actions: number of action types.
+        settings: threshold, limits and decay.
+        as_of: time at which ages are taken, UTC microseconds.
+    """
+    items, last = np.unique(history.items[::-1], return_index=True)  # `last`: how far from the end each item was last seen
+    items = np.sort(items[np.argsort(last, kind="stable")][: settings.max_items])
+    kept = np.isin(history.items, items)
+    place = np.searchsorted(items, history.items[kept])
+    terms = importance_terms(history.occurred_at[kept], as_of, settings.importance_decay_per_day)
+    label = ward_clusters(vectors[items], settings.distance_threshold)
+    n = int(label.max()) + 1
+    owner = label[place]
+    importance = np.bincount(owner, terms, n)
+    weight = np.bincount(place, terms, len(items))
+    counts = np.zeros((n, actions), np.int64)
+    np.add.at(counts, (owner, history.actions[kept]), 1)
+    latest = np.zeros(n, np.int64)
+    np.maximum.at(latest, owner, history.occurred_at[kept])
+    order = np.argsort(-importance, kind="stable")[: settings.max_clusters]
+    medoids, query_items, query_weights = [], [], []
+    for cluster in order:
+        members = np.flatnonzero(label == cluster)
+        medoids.append(items[members[medoid(vectors[items[members]].astype(np.float64))]])
+        best = members[np.argsort(-weight[members], kind="stable")[: settings.items_per_cluster]]
+        query_items.append(items[best])
+        query_weights.append(weight[best])
+    return UserClusters(
+        user_id=history.user_id,
+        medoids=np.array(medoids, np.int64),
+        action_counts=counts[order],
+        importance=importance[order],
+        last_action_at=latest[order],
+        query_items=query_items,
+        query_weights=query_weights,
+    )
+
+
+def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[str]) -> Iterator[UserHistory]:
+    """Users in order of id; engagements with items that have no embedding, or an all-zero one, are left out."""
+    usable = np.append(np.abs(embeddings.vectors).sum(axis=1) > 0.0, False)
+    rows = pc.fill_null(pc.index_in(table["item_id"], embeddings.item_ids), -1).to_numpy()
+    table = table.append_column("row", pa.array(rows)).filter(pa.array(usable[rows]))
+    table = table.sort_by([("user_id", "ascending"), ("occurred_at", "ascending")])
+    users = table["user_id"].to_numpy()
+    items = table["row"].to_numpy().astype(np.int64)
+    actions = pc.index_in(table["action"], pa.array(list(action_types), pa.string())).to_numpy().astype(np.int64)
+    times = table["occurred_at"].cast(pa.int64()).to_numpy()
+    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1])) if len(users) else np.array([], np.int64)
+    for start, end in zip(starts, np.append(starts[1:], len(users)), strict=True):
+        yield UserHistory(user_id=users[start], items=items[start:end], actions=actions[start:end], occurred_at=times[start:end])
+
+
+def topics_of(medoids: Floats32, file: Path, settings: ClusteringSettings) -> Ints:
+    """Topic of each medoid: nearest of the centroids in `file`, which one k-means makes when there is none.
+
+    The centroids are kept, so that topic numbers mean the same tomorrow: the model's topic means depend on it.
+    """
+    if file.exists():
+        centroids = np.load(file, allow_pickle=False)
+    else:
+        rng = np.random.default_rng(settings.seed)
+        sample = medoids[rng.permutation(len(medoids))[:_TOPIC_SAMPLE]].astype(np.float64)
+        count = min(settings.topics, len(np.unique(sample, axis=0)))
+        centroids, _ = kmeans2(sample, count, iter=_TOPIC_STEPS, minit="++", rng=rng)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, centroids, allow_pickle=False)
+    if centroids.shape[1] != medoids.shape[1]:
+        raise InvalidTableError(str(file), f"centroids have {centroids.shape[1]} dimensions, the embeddings {medoids.shape[1]}; delete it to refit")
+    return np.asarray(vq(medoids.astype(np.float64), centroids)[0], np.int64)
+
+
+def cluster(
+    settings: Settings, *, history: Path, embeddings: Path, as_of: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Clustered:
+    """Cluster every user of `history` and write the snapshot of `user_clusters` at `as_of`.
+
+    Args:
+        settings: action types and clustering; `processes` processes share the users.
+        history: Parquet file of engagements.
+        embeddings: Parquet file of item embeddings.
+        as_of: UTC microseconds; the rows' time, and the time that ages are taken at.
+        progress: called with users done and users in all.
+
+    Raises: InvalidTableError. A user without usable history gets no row, which is not an error.
+    """
+    action_types = settings.reward.scheme().action_types
+    engaged = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
+    space = read_embeddings(embeddings)
+    users = list(histories(engaged, space, action_types))
+    found: list[UserClusters] = []
+    work = partial(cluster_user, vectors=space.vectors, actions=len(action_types), settings=settings.clustering, as_of=as_of)
+    for done in _in_processes(work, users, settings.clustering.processes):
+        found.append(done)
+        progress(len(found), len(users))
+    file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    write_table(_table(found, space, action_types, settings, as_of), file)
+    return Clustered(
+        users=len(found),
+        clusters=sum(len(user.medoids) for user in found),
+        engagements=engaged.num_rows,
+        without_embedding=engaged.num_rows - sum(len(user.items) for user in users),
+        file=str(file),
+    )
+
+
+_work: Callable[[UserHistory], UserClusters]  # of a worker process; forked, so the embeddings are shared, not copied
+
+
+def _start(work: Callable[[UserHistory], UserClusters]) -> None:
+    global _work  # noqa: PLW0603 -- the one way to hand a worker what it shall not unpickle for each task
+    _work = work
+
+
+def _one(history: UserHistory) -> UserClusters:
+    return _work(history)
+
+
+def _in_processes(
+    work: Callable[[UserHistory], UserClusters], users: Sequence[UserHistory], processes: int
+) -> Iterator[UserClusters]:
+    processes = processes or multiprocessing.cpu_count()
+    if processes == 1 or len(users) <= _USERS_PER_TASK:
+        yield from map(work, users)
+        return
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(work,)) as pool:
+        yield from pool.map(_one, users, chunksize=_USERS_PER_TASK)
+
+
+def _table(users: Sequence[UserClusters], space: Embeddings, action_types: Sequence[str], settings: Settings, as_of: int) -> pa.Table:
+    sizes = [len(user.medoids) for user in users]
+    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
+    medoids = _flat([user.medoids for user in users], np.int64)
+    if space.topics is not None:
+        topics = space.topics[medoids]
+    elif len(medoids):
+        topics = topics_of(space.vectors[medoids], settings.data_path / "topics.npy", settings.clustering)
+    else:
+        topics = np.array([], np.int64)
+    item_counts = [[len(items) for items in user.query_items] for user in users]
+    item_offsets = [np.concatenate(([0], np.cumsum(counts))) for counts in item_counts]
+    items_per_user = np.concatenate(([0], np.cumsum([sum(counts) for counts in item_counts]))).astype(np.int32)
+
+    def per_cluster(values: Floats | Ints | pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, values if isinstance(values, pa.Array) else pa.array(values))
+
+    query_items = _flat([items for user in users for items in user.query_items], np.int64)
+    return pa.table(
+        {
+            names.JOIN_KEY: pa.array([user.user_id for user in users], pa.string()),
+            names.CLUSTER_IDS: per_cluster(space.item_ids.take(pa.array(medoids))),
+            names.TOPIC_IDS: per_cluster(topics),
+            names.ACTION_TYPES: pa.array([list(action_types)] * len(users), pa.list_(pa.string())),
+            names.ACTION_COUNTS: pa.ListArray.from_arrays(
+                offsets * len(action_types), pa.array(_flat([user.action_counts.ravel() for user in users], np.float64))
+            ),
+            names.IMPORTANCE: per_cluster(_flat([user.importance for user in users], np.float64)),
+            names.LAST_ACTION_AT: per_cluster(_flat([user.last_action_at for user in users], np.int64)),
+            names.QUERY_ITEMS: pa.ListArray.from_arrays(items_per_user, space.item_ids.take(pa.array(query_items))),
+            names.QUERY_WEIGHTS: pa.ListArray.from_arrays(
+                items_per_user, pa.array(_flat([weights for user in users for weights in user.query_weights], np.float64))
+            ),
+            names.QUERY_OFFSETS: pa.array([offset.tolist() for offset in item_offsets], pa.list_(pa.int64())),
+            names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * len(users), pa.timestamp("us")),
+        }
+    )
+
+
+def _flat(parts: Sequence[Floats | Ints], dtype: type) -> Floats | Ints:
+    return np.concatenate(parts).astype(dtype) if parts else np.array([], dtype)

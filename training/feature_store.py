@@ -1,0 +1,51 @@
+"""The batch side's way into Feast: apply the definitions, materialize snapshots, read features as of a past time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.dataset as ds
+from feast import FeatureStore
+
+from bandit.settings import Settings
+from feature_repo import names
+from feature_repo.definitions import objects
+from feature_repo.store import open_store
+
+
+def apply(settings: Settings) -> FeatureStore:
+    """Register the definitions, as `feast apply` does from inside the folder."""
+    folder = settings.feature_repo_path.resolve()
+    (folder / names.CLUSTER_REWARDS_PATH).mkdir(parents=True, exist_ok=True)
+    store = open_store(folder, settings.redis_url)
+    with contextlib.redirect_stdout(io.StringIO()):
+        store.apply(objects(folder))
+    return store
+
+
+def materialize(settings: Settings, *, until: int) -> int:
+    """Write to Redis every row that is newer than the last run, up to `until` (UTC microseconds). Returns the rows read for it."""
+    store = apply(settings)
+    end = datetime.fromtimestamp(until / 1e6, UTC)
+    paths = {names.USER_CLUSTERS: names.USER_CLUSTERS_PATH, names.CLUSTER_REWARDS: names.CLUSTER_REWARDS_PATH}
+    written = 0
+    for view, path in paths.items():
+        done = store.get_feature_view(view).most_recent_end_time
+        start = done + timedelta(microseconds=1) if done else datetime(1970, 1, 1, tzinfo=UTC)
+        rows = _rows_between(settings.feature_repo_path / path, start, end)
+        if rows:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                store.materialize(start, end, feature_views=[view])
+        written += rows
+    return written
+
+
+def _rows_between(path: Path, start: datetime, end: datetime) -> int:
+    if not path.exists() or (path.is_dir() and not any(path.glob("*.parquet"))):
+        return 0
+    time = ds.field(names.TIMESTAMP)
+    first, last = (moment.astimezone(UTC).replace(tzinfo=None) for moment in (start, end))
+    return int(ds.dataset(path, format="parquet").count_rows(filter=(time >= first) & (time <= last)))

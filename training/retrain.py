@@ -1,0 +1,60 @@
+"""Retrain: every step since the last run, for a scheduler. Safe to repeat, safe to interrupt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bandit.errors import EmptyLogError, NotPromotedError
+from bandit.settings import Settings
+from training.decisions import move_decisions
+from training.feature_store import materialize
+from training.fold import Folded, fold
+from training.join import Joined, join
+from training.promote import Promoted, promote
+from training.train import Trained, train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrained:
+    """What each step did; None for a step that had nothing to do, and `not_promoted` then says why."""
+
+    decisions_moved: int
+    folded: Folded | None
+    rows_materialized: int
+    joined: Joined | None = None
+    trained: Trained | None = None
+    promoted: Promoted | None = None
+    not_promoted: str = ""
+
+
+def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], None] = lambda step: None) -> Retrained:
+    """Move decisions, fold, materialize, join, train, promote, as of one time (UTC microseconds).
+
+    Raises: DependencyAwayError, InvalidTableError and the like from the steps; logs that are still empty are not an error.
+    """
+    say("moving decisions to the log")
+    moved = move_decisions(settings)
+    say("folding feedback")
+    try:
+        folded = fold(settings, as_of=as_of, now=now)
+    except EmptyLogError as error:
+        say("materializing")
+        return Retrained(decisions_moved=moved, folded=None, rows_materialized=materialize(settings, until=as_of), not_promoted=str(error))
+    say("materializing")
+    materialized = materialize(settings, until=as_of)
+    joined, trained = None, None
+    try:
+        say("joining decisions with feedback")
+        joined = join(settings, as_of=as_of)
+        say("training")
+        trained = train(settings, as_of=as_of)
+        say("promoting")
+        promoted = promote(settings, version=trained.version)
+    except (EmptyLogError, NotPromotedError) as error:
+        return Retrained(
+            decisions_moved=moved, folded=folded, rows_materialized=materialized, joined=joined, trained=trained, not_promoted=str(error)
+        )
+    return Retrained(
+        decisions_moved=moved, folded=folded, rows_materialized=materialized, joined=joined, trained=trained, promoted=promoted
+    )

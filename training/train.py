@@ -1,0 +1,146 @@
+"""Train: training rows to a candidate model, recorded in MLflow as a new version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ibis
+import numpy as np
+import pyarrow.parquet as pq
+
+from bandit.errors import EmptyLogError, NotPromotedError
+from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.model import LinearModel, Manifest, sha256
+from bandit.prior import fit_prior
+from bandit.settings import Settings
+from bandit.types import Prior
+from bandit.vowpal import Learner, fit
+from feature_repo import names
+from training.join import examples_file
+from training.registry import ModelRegistry
+
+SHRUNK_RATE = FEATURE_NAMES.index("shrunk_rate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A candidate: its version in the registry, and what it was learned from."""
+
+    version: str
+    sha256: str
+    rows: int
+    impressions: float
+    mean_reward: float
+    residual_rmse: float
+
+
+def train(settings: Settings, *, as_of: int) -> Trained:
+    """Learn a candidate from the joined rows, and register it.
+
+    cost = -(reward per impression - the shrunk rate that was served); silence counts as an impression without reward, and a draw that
+    brought no impression says nothing. One line per drawn cluster.
+
+    Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows, LearnerError.
+    """
+    file = examples_file(settings)
+    if not file.exists():
+        raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
+    table = pq.read_table(file)
+    table = table.filter(np.asarray(table["impressions"]) > 0)
+    rows = table.num_rows
+    if rows < settings.training.minimum_rows:
+        raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {settings.training.minimum_rows}")
+    features = np.stack(table["features"].to_numpy()).astype(np.float32)
+    impressions = table["impressions"].to_numpy().astype(np.float64)
+    reward = table["reward"].to_numpy()
+    residual = reward / impressions - features[:, SHRUNK_RATE]
+    learner = Learner(
+        learning_rate=settings.training.learning_rate,
+        passes=settings.training.passes,
+        seed=settings.training.seed,
+        timeout_seconds=settings.training.timeout_seconds,
+    )
+    weights = fit(features, -residual, np.ones(rows), FEATURE_NAMES, learner).astype("<f4").tobytes()
+    prior = population_prior(settings, as_of=as_of)
+    times = table["decided_at"].cast("int64").to_numpy()
+    model = LinearModel(
+        manifest=Manifest(
+            feature_version=FEATURE_VERSION,
+            feature_names=list(FEATURE_NAMES),
+            trained_from=int(times.min()),
+            trained_until=int(times.max()),
+            rows=rows,
+            impressions=float(impressions.sum()),
+            learner=" ".join(learner.arguments),
+            prior_mean=prior.rate.mean,
+            prior_strength=prior.rate.strength,
+            topic_means=prior.topic_means,
+            weights_sha256=sha256(weights),
+        ),
+        weights=weights,
+    )
+    left = residual - model.predict(features)
+    metrics = {
+        "rows": float(rows),
+        "impressions": float(impressions.sum()),
+        "mean_reward": float(reward.sum() / impressions.sum()),
+        "residual_rmse": float(np.sqrt((left**2).mean())),
+    }
+    registry = ModelRegistry(settings)
+    newest = registry.newest()
+    same = newest is not None and _learned_from(registry.load(newest).manifest) == _learned_from(model.manifest)
+    version = newest if newest is not None and same else registry.add(model, metrics)
+    return Trained(
+        version=version,
+        sha256=sha256(model.to_bytes()),
+        rows=rows,
+        impressions=metrics["impressions"],
+        mean_reward=metrics["mean_reward"],
+        residual_rmse=metrics["residual_rmse"],
+    )
+
+
+def _learned_from(manifest: Manifest) -> tuple[object, ...]:
+    """What tells two trainings apart: the prior fades with the clock, so a model of the same rows is the same model."""
+    return manifest.feature_version, manifest.trained_from, manifest.trained_until, manifest.rows, manifest.learner, manifest.weights_sha256
+
+
+def population_prior(settings: Settings, *, as_of: int) -> Prior:
+    """Global and topic means over all users' newest sums, each decayed from its own reference time to `as_of`.
+
+    Clusters that are no longer in `user_clusters` count towards the global mean only.
+    """
+    rewards = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
+    clusters = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    strength = settings.policy.prior_strength
+    if not clusters.exists() or not any(rewards.glob("*.parquet")):
+        return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
+    connection = ibis.duckdb.connect()
+    sums = connection.read_parquet(str(rewards / "*.parquet")).filter(ibis._[names.AS_OF] <= as_of)
+    newest = sums.group_by("user_id").agg(
+        **{
+            name: sums[name].argmax(sums[names.AS_OF])
+            for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)
+        },
+        age=as_of - sums[names.AS_OF].max(),
+    )
+    newest = newest.mutate(place=ibis.range(0, newest[names.CLUSTER_IDS].length())).unnest("place")
+    factor = ibis.literal(2.0) ** (-newest.age / float(settings.reward.half_lives().long))
+    evidence = newest.select(
+        "user_id",
+        cluster_id=newest[names.CLUSTER_IDS][newest.place],
+        impressions=newest[names.IMPRESSIONS_LONG][newest.place] * factor,
+        reward=newest[names.REWARD_LONG][newest.place] * factor,
+    )
+    profiles = connection.read_parquet(str(clusters)).select("user_id", names.CLUSTER_IDS, names.TOPIC_IDS)
+    profiles = profiles.mutate(place=ibis.range(0, profiles[names.CLUSTER_IDS].length())).unnest("place")
+    topics = profiles.select(
+        "user_id", cluster_id=profiles[names.CLUSTER_IDS][profiles.place], topic=profiles[names.TOPIC_IDS][profiles.place]
+    )
+    joined = evidence.left_join(topics, ["user_id", "cluster_id"])
+    by_topic = joined.group_by("topic").agg(impressions=joined.impressions.sum(), reward=joined.reward.sum()).order_by("topic").to_pyarrow()
+    topic = by_topic["topic"].fill_null(_NO_TOPIC).to_numpy()
+    return fit_prior(topic, by_topic["reward"].to_numpy(), by_topic["impressions"].to_numpy(), strength)
+
+
+_NO_TOPIC = -1
