@@ -27,7 +27,7 @@ FEATURE_NAMES = (
 )
 
 
-def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:
+def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:  # noqa: ARG001 -- see context
     """Feature matrix of n clusters, float32 (n, len(FEATURE_NAMES)), in the order of `FEATURE_NAMES`.
 
     Args:

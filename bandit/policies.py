@@ -165,5 +165,3 @@ def plan(policy: str, candidates: Candidates, k: int, caps: Floats) -> Plan:
     if not (np.all(result.quotas > 0.0) and abs(float(result.quotas.sum()) - expected) <= 1e-9 * max(expected, 1.0)):
         raise InvalidValueError("quotas", expected=f"positive numbers that sum to {expected}", received=result.quotas.tolist())
     return result
-
-

@@ -32,9 +32,7 @@ def user_mean(evidence: Evidence, topic_ids: Ints, prior: Prior) -> Floats:
 
     All impressions of the user are shrunk to the mean of the cluster's topic, which is itself shrunk to the global mean.
     """
-    return shrink(
-        evidence.reward_long.sum(), evidence.impressions_long.sum(), prior.topic_mean(topic_ids), prior.rate.strength
-    )
+    return shrink(evidence.reward_long.sum(), evidence.impressions_long.sum(), prior.topic_mean(topic_ids), prior.rate.strength)
 
 
 def fit_prior(topic_ids: Ints, reward: Floats, impressions: Floats, strength: float) -> Prior:
@@ -45,5 +43,6 @@ def fit_prior(topic_ids: Ints, reward: Floats, impressions: Floats, strength: fl
     total = float(impressions.sum())
     rate = Rate(mean=float(reward.sum()) / total if total > 0.0 else 0.0, strength=strength)
     topics, index = np.unique(topic_ids, return_inverse=True)
-    means = engagement_rate(np.bincount(index, reward, len(topics)), np.bincount(index, impressions, len(topics)), rate)
+    reward_of, impressions_of = (np.bincount(index, sums, len(topics)).astype(np.float64) for sums in (reward, impressions))
+    means = engagement_rate(reward_of, impressions_of, rate)
     return Prior(rate=rate, topic_means=dict(zip(topics.tolist(), means.tolist(), strict=True)))

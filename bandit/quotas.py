@@ -33,7 +33,7 @@ def proportional(weights: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Float
     rest = np.cumsum(w[order][::-1])[::-1]
     alphas = (k - capped) / rest  # alpha if exactly the first j clusters are capped
     j = int(np.argmax(alphas * w[order] <= cap[order]))
-    quotas = np.minimum(cap, alphas[j] * w)
+    quotas: Floats = np.minimum(cap, alphas[j] * w)
     quotas[order[:j]] = cap[order[:j]]
     return quotas
 

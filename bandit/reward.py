@@ -31,7 +31,9 @@ class RewardScheme:
             if not self.minimum <= weight <= self.maximum:
                 raise InvalidValueError(f"weight of {action!r}", expected=f"within [{self.minimum}, {self.maximum}]", received=weight)
         if self.weights.get(IMPRESSION, 0.0) != 0.0:
-            raise InvalidValueError("weight of 'impression'", expected="0: silence is the zero of the scale", received=self.weights[IMPRESSION])
+            raise InvalidValueError(
+                "weight of 'impression'", expected="0: silence is the zero of the scale", received=self.weights[IMPRESSION]
+            )
 
     @property
     def action_types(self) -> list[str]:

@@ -32,7 +32,7 @@ def open_store(folder: Path, redis_url: str, *, timeout: float | None = None) ->
 
 
 def connection_string(url: str, *, timeout: float | None = None) -> str:
-    """A redis:// URL in the form that Feast reads: host:port,key=value,…"""
+    """A redis:// URL in the form that Feast reads, `host:port,key=value,…`."""
     parts = urlsplit(url)
     options = {"db": parts.path.strip("/") or "0"}
     if parts.username:

@@ -171,7 +171,7 @@ class QuerySelector:
     ) -> Decision | None:
         profile, rewards = row
         version, model = self._model.current or ("", None)
-        policy = self._settings.policy.name
+        policy: str = self._settings.policy.name
         if policy == "bandit" and model is None:
             policy = FALLBACK
         prior = model.prior if model else self._untrained

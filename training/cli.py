@@ -169,7 +169,7 @@ def _fail(error: Exception, status: int) -> None:
     sys.exit(status)
 
 
-def _run(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:  # noqa: FBT001 -- ours
+def _run(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:
     settings = load_settings(settings_file)
     with locked(settings.data_path, step), stderr.status(step):
         result = work(settings)
@@ -181,7 +181,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
 
 
-def _show(result: object, as_json: bool) -> None:  # noqa: FBT001 -- ours
+def _show(result: object, as_json: bool) -> None:
     content: dict[str, Any] = result if isinstance(result, dict) else dataclasses.asdict(result)  # type: ignore[call-overload]
     if as_json:
         typer.echo(json.dumps(content))

@@ -1,7 +1,4 @@
-"""Cluster: engagement history and item embeddings to PinnerSage clusters, one row of `user_clusters` per user.
-
-Source: Pal et al., PinnerSage, KDD 2020: Ward's method cut at a distance threshold, medoids, recency-weighted importance.
-"""
+"""Cluster: engagement history and item embeddings to PinnerSage clusters, one row of `user_clusters` per user."""
 
 from __future__ import annotations
 
@@ -17,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.cluster.vq import kmeans2, vq
 
 from bandit.errors import InvalidTableError
 from bandit.settings import ClusteringSettings, Settings
-from bandit.types import MICROSECONDS_PER_DAY, Floats, Floats32, Ints
+from bandit.types import Floats, Floats32, Ints
 from feature_repo import names
+from training.pinnersage import UserClusters, UserHistory, cluster_user
 from training.tables import ENGAGEMENTS, read_table, write_table
 
 _USERS_PER_TASK = 200
@@ -49,29 +46,6 @@ class Embeddings:
     item_ids: pa.Array
     vectors: Floats32
     topics: Ints | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserHistory:
-    """One user's engagements in time order: rows of the embedding matrix, action codes, times (microseconds); all (m,)."""
-
-    user_id: str
-    items: Ints
-    actions: Ints
-    occurred_at: Ints
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserClusters:
-    """One user's clusters, most important first; n of them. Items are rows of the embedding matrix."""
-
-    user_id: str
-    medoids: Ints
-    action_counts: Ints
-    importance: Floats
-    last_action_at: Ints
-    query_items: list[Ints]
-    query_weights: list[Floats]
 
 
 def read_embeddings(file: str | Path) -> Embeddings:
@@ -105,69 +79,6 @@ def read_embeddings(file: str | Path) -> Embeddings:
     return Embeddings(item_ids=ids, vectors=np.ascontiguousarray(vectors), topics=topics)
 
 
-def ward_clusters(vectors: Floats32, threshold: float) -> Ints:
-    """Cluster number (from 0) of each vector: Ward's method, cut where the merge height passes `threshold`. Shape (m,)."""
-    if len(vectors) == 1:
-        return np.zeros(1, np.int64)
-    return np.asarray(fcluster(linkage(vectors.astype(np.float64), method="ward"), threshold, criterion="distance") - 1, np.int64)
-
-
-def medoid(vectors: Floats) -> int:
-    """Index of the member with the least sum of squared distances to the others; the first of equals.
-
-    sum_j |x_i - x_j|^2 = m |x_i - mean|^2 + a term that is the same for all i, so the member nearest to the mean is the medoid.
-    """
-    return int(np.argmin(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)))
-
-
-def importance_terms(occurred_at: Ints, as_of: int, decay_per_day: float) -> Floats:
-    """exp(-decay * age in days) of each action; their sum is a cluster's importance. Shape (m,)."""
-    return np.asarray(np.exp(-decay_per_day * np.maximum(as_of - occurred_at, 0) / MICROSECONDS_PER_DAY), np.float64)
-
-
-def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings: ClusteringSettings, as_of: int) -> UserClusters:
-    """Cluster one user's items. A user has at most `max_clusters` clusters: the most important are kept.
-
-    Args:
-        history: at least one engagement; only the most recent `max_items` different items are used.
-        vectors: the whole embedding matrix.
-        actions: number of action types.
-        settings: threshold, limits and decay.
-        as_of: time at which ages are taken, UTC microseconds.
-    """
-    items, last = np.unique(history.items[::-1], return_index=True)  # `last`: how far from the end each item was last seen
-    items = np.sort(items[np.argsort(last, kind="stable")][: settings.max_items])
-    kept = np.isin(history.items, items)
-    place = np.searchsorted(items, history.items[kept])
-    terms = importance_terms(history.occurred_at[kept], as_of, settings.importance_decay_per_day)
-    label = ward_clusters(vectors[items], settings.distance_threshold)
-    n = int(label.max()) + 1
-    owner = label[place]
-    importance = np.bincount(owner, terms, n)
-    weight = np.bincount(place, terms, len(items))
-    counts = np.zeros((n, actions), np.int64)
-    np.add.at(counts, (owner, history.actions[kept]), 1)
-    latest = np.zeros(n, np.int64)
-    np.maximum.at(latest, owner, history.occurred_at[kept])
-    order = np.argsort(-importance, kind="stable")[: settings.max_clusters]
-    medoids, query_items, query_weights = [], [], []
-    for cluster in order:
-        members = np.flatnonzero(label == cluster)
-        medoids.append(items[members[medoid(vectors[items[members]].astype(np.float64))]])
-        best = members[np.argsort(-weight[members], kind="stable")[: settings.items_per_cluster]]
-        query_items.append(items[best])
-        query_weights.append(weight[best])
-    return UserClusters(
-        user_id=history.user_id,
-        medoids=np.array(medoids, np.int64),
-        action_counts=counts[order],
-        importance=importance[order],
-        last_action_at=latest[order],
-        query_items=query_items,
-        query_weights=query_weights,
-    )
-
-
 def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[str]) -> Iterator[UserHistory]:
     """Users in order of id; engagements with items that have no embedding, or an all-zero one, are left out."""
     usable = np.append(np.abs(embeddings.vectors).sum(axis=1) > 0.0, False)
@@ -198,7 +109,9 @@ def topics_of(medoids: Floats32, file: Path, settings: ClusteringSettings) -> In
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, centroids, allow_pickle=False)
     if centroids.shape[1] != medoids.shape[1]:
-        raise InvalidTableError(str(file), f"centroids have {centroids.shape[1]} dimensions, the embeddings {medoids.shape[1]}; delete it to refit")
+        raise InvalidTableError(
+            str(file), f"centroids have {centroids.shape[1]} dimensions, the embeddings {medoids.shape[1]}; delete it to refit"
+        )
     return np.asarray(vq(medoids.astype(np.float64), centroids)[0], np.int64)
 
 
@@ -248,9 +161,7 @@ def _one(history: UserHistory) -> UserClusters:
     return _work(history)
 
 
-def _in_processes(
-    work: Callable[[UserHistory], UserClusters], users: Sequence[UserHistory], processes: int
-) -> Iterator[UserClusters]:
+def _in_processes(work: Callable[[UserHistory], UserClusters], users: Sequence[UserHistory], processes: int) -> Iterator[UserClusters]:
     processes = processes or multiprocessing.cpu_count()
     if processes == 1 or len(users) <= _USERS_PER_TASK:
         yield from map(work, users)

@@ -44,8 +44,8 @@ class Folded:
     file: str
 
 
-@ibis.udf.scalar.builtin
-def epoch_us(value: dt.timestamp) -> dt.int64:  # type: ignore[empty-body]
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def epoch_us(value: dt.timestamp) -> dt.int64:
     """Microseconds since 1970, by the engine's own function."""
 
 
@@ -105,23 +105,25 @@ def merge(left: ir.Table, right: ir.Table) -> ir.Table:
 
 def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> ir.Table:
     """The rows that Feast reads: one per user, arrays in order of cluster_id, flattened (clusters x action types) counts."""
-    by_cluster = cluster_sums.mutate(
-        flat=ibis.array([cluster_sums[_ACTION + action] for action in action_types])
-    )
+    by_cluster = cluster_sums.mutate(flat=ibis.array([cluster_sums[_ACTION + action] for action in action_types]))
     arrays = {name: by_cluster[name].collect(order_by=by_cluster.cluster_id) for name in [*SUMS, names.LAST_IMPRESSION_AT]}
-    return by_cluster.group_by("user_id").agg(
-        **{
-            names.CLUSTER_IDS: by_cluster.cluster_id.collect(order_by=by_cluster.cluster_id),
-            **arrays,
-            names.ACTION_SUMS: by_cluster.flat.collect(order_by=by_cluster.cluster_id).flatten(),
-            "events": by_cluster.events.sum(),
-        }
-    ).mutate(
-        **{
-            names.ACTION_TYPES: ibis.array([ibis.literal(action) for action in action_types]),
-            names.AS_OF: ibis.literal(as_of, "int64"),
-            names.TIMESTAMP: ibis.literal(datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None), "timestamp(6)"),
-        }
+    return (
+        by_cluster.group_by("user_id")
+        .agg(
+            **{
+                names.CLUSTER_IDS: by_cluster.cluster_id.collect(order_by=by_cluster.cluster_id),
+                **arrays,
+                names.ACTION_SUMS: by_cluster.flat.collect(order_by=by_cluster.cluster_id).flatten(),
+                "events": by_cluster.events.sum(),
+            }
+        )
+        .mutate(
+            **{
+                names.ACTION_TYPES: ibis.array([ibis.literal(action) for action in action_types]),
+                names.AS_OF: ibis.literal(as_of, "int64"),
+                names.TIMESTAMP: ibis.literal(datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None), "timestamp(6)"),
+            }
+        )
     )
 
 
@@ -130,8 +132,15 @@ def read_draws(connection: ibis.BaseBackend, folder: Path) -> ir.Table:
     try:
         files = log_files(folder, "decision log", DECISIONS)
     except EmptyLogError:
-        return ibis.memtable(pa.table({"user_id": pa.array([], pa.string()), "cluster_id": pa.array([], pa.string()),
-                                       "drawn_at": pa.array([], DECISIONS.field("decided_at").type)}))
+        return ibis.memtable(
+            pa.table(
+                {
+                    "user_id": pa.array([], pa.string()),
+                    "cluster_id": pa.array([], pa.string()),
+                    "drawn_at": pa.array([], DECISIONS.field("decided_at").type),
+                }
+            )
+        )
     decisions = connection.read_parquet(files).distinct(on="decision_id")
     queries = decisions.select("user_id", "decided_at", query=decisions.queries.unnest())
     return queries.select("user_id", cluster_id=queries.query.cluster_id, drawn_at=queries.decided_at)
@@ -181,11 +190,15 @@ def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: 
 
 def _check_events(events: ir.Table, files: Sequence[str], actions: Sequence[str], now: int) -> None:
     """One cheap aggregate over the log; only when it finds something are the files read one by one for the place."""
-    problems = events.aggregate(
-        nulls=ibis.or_(*(events[column].isnull() for column in FEEDBACK.names)).sum(),
-        unknown=events.action.notin(list(actions)).sum(),
-        latest=epoch_us(events.occurred_at.max()),
-    ).to_pyarrow().to_pylist()[0]
+    problems = (
+        events.aggregate(
+            nulls=ibis.or_(*(events[column].isnull() for column in FEEDBACK.names)).sum(),
+            unknown=events.action.notin(list(actions)).sum(),
+            latest=epoch_us(events.occurred_at.max()),
+        )
+        .to_pyarrow()
+        .to_pylist()[0]
+    )
     if problems["nulls"] or problems["unknown"] or (problems["latest"] or 0) > now + FUTURE_TOLERANCE:
         for file in files:
             read_table(file, FEEDBACK, now=now, actions=actions)

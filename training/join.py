@@ -79,9 +79,7 @@ def judge(feedback: ir.Table, decisions: ir.Table, draws: ir.Table, *, window: i
     made = decisions.select(made_as="decision_id", made_for="user_id", decided="decided")
     queried = draws.select(drawn_by="decision_id", drawn_cluster="cluster_id", drawn_query="query_id").distinct()
     known = feedback.left_join(made, feedback.decision_id == made.made_as)
-    known = known.left_join(
-        queried, [("decision_id", "drawn_by"), ("cluster_id", "drawn_cluster"), ("query_id", "drawn_query")]
-    )
+    known = known.left_join(queried, [("decision_id", "drawn_by"), ("cluster_id", "drawn_cluster"), ("query_id", "drawn_query")])
     reason = ibis.cases(
         (known.made_as.isnull(), "no such decision"),
         (known.made_for != known.user_id, "the decision was another user's"),
@@ -102,9 +100,7 @@ def examples(matured: ir.Table, draws: ir.Table, events: ir.Table, settings: Set
     shown = weighed.group_by("decision_id", "cluster_id", "query_id", "item_id").agg(
         reward=weighed.weight.sum().clip(scheme.minimum, scheme.maximum), seen=(weighed.action == IMPRESSION).any()
     )
-    outcomes = shown.filter(shown.seen).group_by("decision_id", "cluster_id").agg(
-        impressions=ibis._.count(), reward=ibis._.reward.sum()
-    )
+    outcomes = shown.filter(shown.seen).group_by("decision_id", "cluster_id").agg(impressions=ibis._.count(), reward=ibis._.reward.sum())
     drawn = draws.group_by("decision_id", "cluster_id").agg(draws=ibis._.count())
     d = len(FEATURE_NAMES)
     wide = (

@@ -38,9 +38,7 @@ class ModelRegistry:
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment = self._client.get_experiment_by_name(settings.mlflow.experiment)
         location = (folder / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-        self._experiment = (
-            experiment.experiment_id if experiment else self._client.create_experiment(settings.mlflow.experiment, location)
-        )
+        self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(settings.mlflow.experiment, location)
         try:
             self._client.get_registered_model(self._name)
         except MlflowException:

@@ -118,10 +118,7 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
     connection = ibis.duckdb.connect()
     sums = connection.read_parquet(str(rewards / "*.parquet")).filter(ibis._[names.AS_OF] <= as_of)
     newest = sums.group_by("user_id").agg(
-        **{
-            name: sums[name].argmax(sums[names.AS_OF])
-            for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)
-        },
+        **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
         age=as_of - sums[names.AS_OF].max(),
     )
     newest = newest.mutate(place=ibis.range(0, newest[names.CLUSTER_IDS].length())).unnest("place")

@@ -1,0 +1,36 @@
+# Every verb does its own set-up: a virtual environment in .venv with the pinned versions, made again when they change.
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(if $(shell $(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13); print(1)' 2>/dev/null),$(p),)))
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help demo test check bench lock clean
+help: ## Show the verbs
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY) ## The story of Recipes and Furniture, then the replay on real data (out/demo/report.html)
+	@$(BIN)/python -m examples.kuairand
+
+test: $(READY) ## Every test, against a real local Redis
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## Formatting, lints, types, import contracts
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: $(READY) ## Every figure that the README quotes (out/bench/*.json); fails when a limit does not hold
+	@$(BIN)/python -m benchmarks
+
+lock: $(READY) ## Pin again what pyproject.toml allows (requirements.txt)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-emit-find-links --no-annotate \
+		--no-header --custom-compile-command "make lock" pyproject.toml -o requirements.txt
+
+clean: ## Remove the virtual environment and everything that was made
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(READY): pyproject.toml requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: none on the PATH; name one with make PYTHON=..." >&2; exit 1; }
+	@echo "Installing into $(VENV) (about two minutes, once)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)

@@ -1,0 +1,100 @@
+"""PinnerSage: one user's engaged items to clusters, each with a medoid, an importance and its best query items.
+
+Source: Pal et al., PinnerSage, KDD 2020: Ward's method cut at a distance threshold, medoids, recency-weighted importance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from bandit.settings import ClusteringSettings
+from bandit.types import MICROSECONDS_PER_DAY, Floats, Floats32, Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserHistory:
+    """One user's engagements in time order: rows of the embedding matrix, action codes, times (microseconds); all (m,)."""
+
+    user_id: str
+    items: Ints
+    actions: Ints
+    occurred_at: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserClusters:
+    """One user's clusters, most important first; n of them. Items are rows of the embedding matrix."""
+
+    user_id: str
+    medoids: Ints
+    action_counts: Ints
+    importance: Floats
+    last_action_at: Ints
+    query_items: list[Ints]
+    query_weights: list[Floats]
+
+
+def ward_clusters(vectors: Floats32, threshold: float) -> Ints:
+    """Cluster number (from 0) of each vector: Ward's method, cut where the merge height passes `threshold`. Shape (m,)."""
+    if len(vectors) == 1:
+        return np.zeros(1, np.int64)
+    return np.asarray(fcluster(linkage(vectors.astype(np.float64), method="ward"), threshold, criterion="distance") - 1, np.int64)
+
+
+def medoid(vectors: Floats) -> int:
+    """Index of the member with the least sum of squared distances to the others; the first of equals.
+
+    sum_j |x_i - x_j|^2 = m |x_i - mean|^2 + a term that is the same for all i, so the member nearest to the mean is the medoid.
+    """
+    return int(np.argmin(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)))
+
+
+def importance_terms(occurred_at: Ints, as_of: int, decay_per_day: float) -> Floats:
+    """exp(-decay * age in days) of each action; their sum is a cluster's importance. Shape (m,)."""
+    return np.asarray(np.exp(-decay_per_day * np.maximum(as_of - occurred_at, 0) / MICROSECONDS_PER_DAY), np.float64)
+
+
+def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings: ClusteringSettings, as_of: int) -> UserClusters:
+    """Cluster one user's items. A user has at most `max_clusters` clusters: the most important are kept.
+
+    Args:
+        history: at least one engagement; only the most recent `max_items` different items are used.
+        vectors: the whole embedding matrix.
+        actions: number of action types.
+        settings: threshold, limits and decay.
+        as_of: time at which ages are taken, UTC microseconds.
+    """
+    items, last = np.unique(history.items[::-1], return_index=True)  # `last`: how far from the end each item was last seen
+    items = np.sort(items[np.argsort(last, kind="stable")][: settings.max_items])
+    kept = np.isin(history.items, items)
+    place = np.searchsorted(items, history.items[kept])
+    terms = importance_terms(history.occurred_at[kept], as_of, settings.importance_decay_per_day)
+    label = ward_clusters(vectors[items], settings.distance_threshold)
+    n = int(label.max()) + 1
+    owner = label[place]
+    importance = np.bincount(owner, terms, n).astype(np.float64)
+    weight = np.bincount(place, terms, len(items)).astype(np.float64)
+    counts = np.zeros((n, actions), np.int64)
+    np.add.at(counts, (owner, history.actions[kept]), 1)
+    latest = np.zeros(n, np.int64)
+    np.maximum.at(latest, owner, history.occurred_at[kept])
+    order = np.argsort(-importance, kind="stable")[: settings.max_clusters]
+    medoids, query_items, query_weights = [], [], []
+    for cluster in order:
+        members = np.flatnonzero(label == cluster)
+        medoids.append(items[members[medoid(vectors[items[members]].astype(np.float64))]])
+        best = members[np.argsort(-weight[members], kind="stable")[: settings.items_per_cluster]]
+        query_items.append(items[best])
+        query_weights.append(weight[best])
+    return UserClusters(
+        user_id=history.user_id,
+        medoids=np.array(medoids, np.int64),
+        action_counts=counts[order],
+        importance=importance[order],
+        last_action_at=latest[order],
+        query_items=query_items,
+        query_weights=query_weights,
+    )
