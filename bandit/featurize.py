@@ -14,20 +14,23 @@ from bandit.types import MICROSECONDS_PER_DAY, Evidence, Floats, Floats32, Prior
 FEATURE_VERSION = 1
 FEATURE_NAMES = (
     "shrunk_rate",  # the first layer of the score: reward per impression
+    "session_lift",  # shrunk rate of this session minus the long-run one
+    "evidence",  # logarithm of decayed impressions, long half-life
+    "session_evidence",  # the same, session half-life
     "user_rate",  # what a cluster of this user and topic gets without evidence of its own
     "topic_rate",
-    "evidence",  # decayed impressions against the prior's strength: 0 none, 1 plenty
-    "session_lift",  # shrunk rate of this session minus the long-run one
-    "session_evidence",
-    "action_share",  # of the user's actions
-    "importance_share",  # of the user's recency-weighted actions
+    "topic_history",  # what the topic's impressions earned above their users' average, before Query Rewards began
     "action_scale",  # logarithm of the number of actions
+    "importance_share",  # of the user's recency-weighted actions
+    "actions_per_item",  # more than one: items that were, say, both viewed and liked
     "last_action_age",  # logarithm of days since the last action
+    "freshness",  # exp(-days since the last action / 7)
     "clusters",  # logarithm of the number of the user's clusters
 )
+_LEAST = 1e-4  # smaller magnitudes become 0: adaptive learners divide by them (--coin gave NaN weights)
 
 
-def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:  # noqa: ARG001 -- see context
+def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:  # noqa: ARG001
     """Feature matrix of n clusters, float32 (n, len(FEATURE_NAMES)), in the order of `FEATURE_NAMES`.
 
     Args:
@@ -45,18 +48,22 @@ def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, cont
     age_days = np.maximum(now - profile.last_action_at, 0) / MICROSECONDS_PER_DAY
     columns = (
         rate,
+        session - rate,
+        np.log1p(evidence.impressions_long) / 5.0,
+        np.log1p(evidence.impressions_session) / 5.0,
         base,
         prior.topic_mean(profile.topic_ids),
-        evidence.impressions_long / (evidence.impressions_long + strength),
-        session - rate,
-        evidence.impressions_session / (evidence.impressions_session + strength),
-        _share(actions),
-        _share(profile.importance),
+        5.0 * profile.topic_history,
         np.log1p(actions) / 5.0,
+        _share(profile.importance),
+        actions / np.maximum(profile.item_counts, 1) - 1.0,
         np.log1p(age_days) / 5.0,
+        np.exp(-age_days / 7.0),
         np.full(n, np.log1p(n) / 5.0),
     )
-    return np.stack(columns, axis=1).astype(np.float32)
+    matrix = np.stack(columns, axis=1)
+    matrix[np.abs(matrix) < _LEAST] = 0.0
+    return matrix.astype(np.float32)
 
 
 def _share(values: Floats) -> Floats:

@@ -17,6 +17,7 @@ from bandit.model import LinearModel
 from bandit.quotas import budgeted, greedy_value, proportional
 from bandit.types import Evidence, Floats, Floats32, Prior
 
+_LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
 _LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
 
 
@@ -25,12 +26,14 @@ class Exploration:
     """What the bandit may spend on trying clusters out.
 
     optimism: standard deviations added to the predicted rate; budget: share of the greedy value that one decision may give up;
-    impressions_per_query: impressions that a drawn query is expected to bring, for counting those in flight.
+    impressions_per_query: impressions that a drawn query is expected to bring, for counting those in flight; residual_limit: reward
+    per impression that the model may add to a shrunk rate or take from it, for a learner that saw few rows extrapolates.
     """
 
     optimism: float = 1.5
     budget: float = 0.005
     impressions_per_query: float = 4.0
+    residual_limit: float = 0.3
 
     def __post_init__(self) -> None:
         """Refuse values that would break the guarantee."""
@@ -40,6 +43,8 @@ class Exploration:
             raise InvalidValueError("exploration budget", expected="within (0, 1]", received=self.budget)
         if not 0.0 < self.impressions_per_query < np.inf:
             raise InvalidValueError("impressions_per_query", expected="a finite number above 0", received=self.impressions_per_query)
+        if not self.residual_limit >= 0.0:
+            raise InvalidValueError("residual_limit", expected="0 or more", received=self.residual_limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +109,11 @@ def bandit(candidates: Candidates) -> Floats:
     if candidates.model is None:
         raise InvalidValueError("model", expected="a model for the policy 'bandit'", received=None)
     rates = candidates.features[:, FEATURE_NAMES.index("shrunk_rate")].astype(np.float64)
-    certain = _certainty(candidates)
+    limit, optimism = candidates.exploration.residual_limit, candidates.exploration.optimism
+    residual = np.clip(candidates.model.predict(candidates.features), -limit, limit)
     mean = np.clip(rates, 0.0, 1.0)
-    deviation = np.sqrt(mean * (1.0 - mean) / certain)
-    return np.asarray(rates + candidates.model.predict(candidates.features) + candidates.exploration.optimism * deviation, np.float64)
+    deviation = np.sqrt(mean * (1.0 - mean) / _certainty(candidates))
+    return np.asarray(rates + residual + optimism * deviation, np.float64)
 
 
 def _certainty(candidates: Candidates) -> Floats:
@@ -130,7 +136,7 @@ def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
     """Budgeted quotas: the decision gives up at most `budget` of the greedy value of its own scores, spent where evidence is thin."""
     scores = bandit(candidates)
     thin = 1.0 / (candidates.evidence.impressions_long + candidates.prior.rate.strength)
-    value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, _LEAST_SHARE * k)
+    value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, _LEAST_VALUE)
     budgets = candidates.exploration.budget * value * thin / thin.sum()
     return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))
 

@@ -79,6 +79,7 @@ class PolicySettings(_Section):
     optimism: float = Field(1.5, ge=0)  # standard deviations
     exploration_budget: float = Field(0.005, gt=0, le=1)  # share of the greedy value
     impressions_per_query: float = Field(4.0, gt=0)  # expected of one drawn query, for what is in flight
+    residual_limit: float = Field(0.3, ge=0)  # reward per impression that the model may add to a rate, or take from it
     max_queries_per_cluster: int = Field(10, ge=1)  # diversity limit
 
     def exploration(self) -> Exploration:
@@ -99,8 +100,7 @@ class TrainingSettings(_Section):
 
     window_days: float = Field(30.0, gt=0)
     minimum_rows: int = Field(1000, ge=1)  # drawn clusters with impressions; fewer: no candidate model
-    learning_rate: float = Field(0.5, gt=0)
-    passes: int = Field(1, ge=1)
+    learner_options: str = "--coin"  # of Vowpal Wabbit, beside those that the export relies on
     seed: int = 1
     timeout_seconds: float = Field(600.0, gt=0)
 

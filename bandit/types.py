@@ -50,13 +50,16 @@ class Prior:
 class Profile:
     """A user's clusters as the batch clustering wrote them; n clusters, A action types.
 
-    Shapes: topic_ids, action_total, liked_share.. are all (n,); action_counts (n, A) in the order of `action_types`;
-    the query items of cluster i are `query_items[query_offsets[i]:query_offsets[i + 1]]`, with positive weights beside.
+    Shapes: (n,), but action_counts (n, A) in the order of `action_types`. `topic_history` is what impressions of the cluster's topic
+    earned above their users' average before Query Rewards began; `item_counts` the different items that were engaged with. The query
+    items of cluster i are `query_items[query_offsets[i]:query_offsets[i + 1]]`, with positive weights beside.
     Times are UTC microseconds.
     """
 
     cluster_ids: list[str]
     topic_ids: Ints
+    topic_history: Floats
+    item_counts: Ints
     action_types: list[str]
     action_counts: Floats
     importance: Floats
@@ -70,6 +73,8 @@ class Profile:
         n = len(self.cluster_ids)
         lengths = {
             "topic_ids": len(self.topic_ids) - n,
+            "topic_history": len(self.topic_history) - n,
+            "item_counts": len(self.item_counts) - n,
             "action_counts": len(self.action_counts) - n,
             "importance": len(self.importance) - n,
             "last_action_at": len(self.last_action_at) - n,

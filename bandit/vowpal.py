@@ -28,18 +28,19 @@ _CHUNK = 100_000  # lines formatted at once: bounds the memory of the text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """How to learn. `learning_rate` and `passes` are Vowpal Wabbit's -l and --passes."""
+    """How to learn: `options` are Vowpal Wabbit's own, beside those that the export relies on.
 
-    learning_rate: float = 0.5
-    passes: int = 1
+    `--coin` needs no learning rate, and was best both in the drifting world and in the replay of the demo.
+    """
+
+    options: str = "--coin"
     seed: int = 1
     timeout_seconds: float = 600.0
 
     @property
     def arguments(self) -> list[str]:
         """Vowpal Wabbit's command line, without files."""
-        line = f"--quiet -b {_BITS} -q {NAMESPACE}{NAMESPACE} -l {self.learning_rate!r} --random_seed {self.seed} --holdout_off"
-        return line.split() + (["--passes", str(self.passes), "-k", "-c"] if self.passes > 1 else [])
+        return f"--quiet -b {_BITS} -q {NAMESPACE}{NAMESPACE} --random_seed {self.seed} {self.options}".split()
 
 
 def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str], learner: Learner) -> Floats32:

@@ -32,6 +32,8 @@ def objects(root: Path) -> list[Entity | FeatureView | FeatureService]:
             Field(name=names.JOIN_KEY, dtype=String),
             Field(name=names.CLUSTER_IDS, dtype=Array(String)),
             Field(name=names.TOPIC_IDS, dtype=Array(Int64)),
+            Field(name=names.TOPIC_HISTORY, dtype=Array(Float64)),  # reward per impression, against the user's average
+            Field(name=names.ITEM_COUNTS, dtype=Array(Int64)),  # different engaged items
             Field(name=names.ACTION_TYPES, dtype=Array(String)),
             Field(name=names.ACTION_COUNTS, dtype=Array(Float64)),  # (clusters x action types), row by row
             Field(name=names.IMPORTANCE, dtype=Array(Float64)),

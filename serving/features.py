@@ -22,6 +22,8 @@ from serving.connection import away
 _CLUSTERS = [
     names.CLUSTER_IDS,
     names.TOPIC_IDS,
+    names.TOPIC_HISTORY,
+    names.ITEM_COUNTS,
     names.ACTION_TYPES,
     names.ACTION_COUNTS,
     names.IMPORTANCE,
@@ -104,10 +106,12 @@ def _decoded(raw: bytes) -> Any:  # noqa: ANN401 -- what a protobuf value holds 
 
 
 def _profile(row: list[Any]) -> Profile:
-    ids, topics, action_types, counts, importance, last, items, weights, offsets = row
+    ids, topics, topic_history, item_counts, action_types, counts, importance, last, items, weights, offsets = row
     return Profile(
         cluster_ids=list(ids),
         topic_ids=_ints(topics),
+        topic_history=_floats(topic_history),
+        item_counts=_ints(item_counts),
         action_types=list(action_types),
         action_counts=_floats(counts).reshape(len(ids), -1) if len(ids) else np.zeros((0, len(action_types))),
         importance=_floats(importance),

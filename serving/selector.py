@@ -268,6 +268,8 @@ def _profile_of(fallback: Mapping[str, Sequence[str]] | None) -> Profile | None:
     return Profile(
         cluster_ids=list(fallback),
         topic_ids=np.full(n, -1),
+        topic_history=np.zeros(n),
+        item_counts=np.array([len(group) for group in fallback.values()], np.int64),
         action_types=[],
         action_counts=np.zeros((n, 0)),
         importance=np.ones(n),

@@ -14,18 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from scipy.cluster.vq import kmeans2, vq
 
 from bandit.errors import InvalidTableError
-from bandit.settings import ClusteringSettings, Settings
+from bandit.settings import Settings
 from bandit.types import Floats, Floats32, Ints
 from feature_repo import names
 from training.pinnersage import UserClusters, UserHistory, cluster_user
 from training.tables import ENGAGEMENTS, read_table, write_table
+from training.topics import item_topics, topic_history
 
 _USERS_PER_TASK = 200
-_TOPIC_SAMPLE = 50_000  # medoids that the topics are fitted on
-_TOPIC_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +82,8 @@ def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[st
     usable = np.append(np.abs(embeddings.vectors).sum(axis=1) > 0.0, False)
     rows = pc.fill_null(pc.index_in(table["item_id"], embeddings.item_ids), -1).to_numpy()
     table = table.append_column("row", pa.array(rows)).filter(pa.array(usable[rows]))
+    if not table.num_rows:
+        return
     table = table.sort_by([("user_id", "ascending"), ("occurred_at", "ascending")])
     users = table["user_id"].to_numpy()
     items = table["row"].to_numpy().astype(np.int64)
@@ -94,27 +94,6 @@ def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[st
         yield UserHistory(user_id=users[start], items=items[start:end], actions=actions[start:end], occurred_at=times[start:end])
 
 
-def topics_of(medoids: Floats32, file: Path, settings: ClusteringSettings) -> Ints:
-    """Topic of each medoid: nearest of the centroids in `file`, which one k-means makes when there is none.
-
-    The centroids are kept, so that topic numbers mean the same tomorrow: the model's topic means depend on it.
-    """
-    if file.exists():
-        centroids = np.load(file, allow_pickle=False)
-    else:
-        rng = np.random.default_rng(settings.seed)
-        sample = medoids[rng.permutation(len(medoids))[:_TOPIC_SAMPLE]].astype(np.float64)
-        count = min(settings.topics, len(np.unique(sample, axis=0)))
-        centroids, _ = kmeans2(sample, count, iter=_TOPIC_STEPS, minit="++", rng=rng)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, centroids, allow_pickle=False)
-    if centroids.shape[1] != medoids.shape[1]:
-        raise InvalidTableError(
-            str(file), f"centroids have {centroids.shape[1]} dimensions, the embeddings {medoids.shape[1]}; delete it to refit"
-        )
-    return np.asarray(vq(medoids.astype(np.float64), centroids)[0], np.int64)
-
-
 def cluster(
     settings: Settings, *, history: Path, embeddings: Path, as_of: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Clustered:
@@ -122,16 +101,22 @@ def cluster(
 
     Args:
         settings: action types and clustering; `processes` processes share the users.
-        history: Parquet file of engagements.
+        history: Parquet file of engagements. Actions of positive weight make the clusters; impressions, when the history has them,
+            tell what each topic earned.
         embeddings: Parquet file of item embeddings.
         as_of: UTC microseconds; the rows' time, and the time that ages are taken at.
         progress: called with users done and users in all.
 
     Raises: InvalidTableError. A user without usable history gets no row, which is not an error.
     """
-    action_types = settings.reward.scheme().action_types
-    engaged = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
+    scheme = settings.reward.scheme()
+    action_types = scheme.action_types
+    past = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
     space = read_embeddings(embeddings)
+    topics = (
+        space.topics if space.topics is not None else item_topics(space.vectors, settings.data_path / "topics.npy", settings.clustering)
+    )
+    engaged = past.filter(pc.is_in(past["action"], pa.array([action for action, weight in scheme.weights.items() if weight > 0.0])))
     users = list(histories(engaged, space, action_types))
     found: list[UserClusters] = []
     work = partial(cluster_user, vectors=space.vectors, actions=len(action_types), settings=settings.clustering, as_of=as_of)
@@ -139,7 +124,7 @@ def cluster(
         found.append(done)
         progress(len(found), len(users))
     file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
-    write_table(_table(found, space, action_types, settings, as_of), file)
+    write_table(_table(found, space, topics, topic_history(past, space.item_ids, topics, scheme), action_types, as_of), file)
     return Clustered(
         users=len(found),
         clusters=sum(len(user.medoids) for user in found),
@@ -171,19 +156,15 @@ def _in_processes(work: Callable[[UserHistory], UserClusters], users: Sequence[U
         yield from pool.map(_one, users, chunksize=_USERS_PER_TASK)
 
 
-def _table(users: Sequence[UserClusters], space: Embeddings, action_types: Sequence[str], settings: Settings, as_of: int) -> pa.Table:
+def _table(
+    users: Sequence[UserClusters], space: Embeddings, topics: Ints, history: Floats, action_types: Sequence[str], as_of: int
+) -> pa.Table:
     sizes = [len(user.medoids) for user in users]
     offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
     medoids = _flat([user.medoids for user in users], np.int64)
-    if space.topics is not None:
-        topics = space.topics[medoids]
-    elif len(medoids):
-        topics = topics_of(space.vectors[medoids], settings.data_path / "topics.npy", settings.clustering)
-    else:
-        topics = np.array([], np.int64)
-    item_counts = [[len(items) for items in user.query_items] for user in users]
-    item_offsets = [np.concatenate(([0], np.cumsum(counts))) for counts in item_counts]
-    items_per_user = np.concatenate(([0], np.cumsum([sum(counts) for counts in item_counts]))).astype(np.int32)
+    query_counts = [[len(items) for items in user.query_items] for user in users]
+    query_offsets = [np.concatenate(([0], np.cumsum(counts))) for counts in query_counts]
+    queries_per_user = np.concatenate(([0], np.cumsum([sum(counts) for counts in query_counts]))).astype(np.int32)
 
     def per_cluster(values: Floats | Ints | pa.Array) -> pa.Array:
         return pa.ListArray.from_arrays(offsets, values if isinstance(values, pa.Array) else pa.array(values))
@@ -193,18 +174,20 @@ def _table(users: Sequence[UserClusters], space: Embeddings, action_types: Seque
         {
             names.JOIN_KEY: pa.array([user.user_id for user in users], pa.string()),
             names.CLUSTER_IDS: per_cluster(space.item_ids.take(pa.array(medoids))),
-            names.TOPIC_IDS: per_cluster(topics),
+            names.TOPIC_IDS: per_cluster(topics[medoids]),
+            names.TOPIC_HISTORY: per_cluster(history[topics[medoids]]),
+            names.ITEM_COUNTS: per_cluster(_flat([user.item_counts for user in users], np.int64)),
             names.ACTION_TYPES: pa.array([list(action_types)] * len(users), pa.list_(pa.string())),
             names.ACTION_COUNTS: pa.ListArray.from_arrays(
                 offsets * len(action_types), pa.array(_flat([user.action_counts.ravel() for user in users], np.float64))
             ),
             names.IMPORTANCE: per_cluster(_flat([user.importance for user in users], np.float64)),
             names.LAST_ACTION_AT: per_cluster(_flat([user.last_action_at for user in users], np.int64)),
-            names.QUERY_ITEMS: pa.ListArray.from_arrays(items_per_user, space.item_ids.take(pa.array(query_items))),
+            names.QUERY_ITEMS: pa.ListArray.from_arrays(queries_per_user, space.item_ids.take(pa.array(query_items))),
             names.QUERY_WEIGHTS: pa.ListArray.from_arrays(
-                items_per_user, pa.array(_flat([weights for user in users for weights in user.query_weights], np.float64))
+                queries_per_user, pa.array(_flat([weights for user in users for weights in user.query_weights], np.float64))
             ),
-            names.QUERY_OFFSETS: pa.array([offset.tolist() for offset in item_offsets], pa.list_(pa.int64())),
+            names.QUERY_OFFSETS: pa.array([offset.tolist() for offset in query_offsets], pa.list_(pa.int64())),
             names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * len(users), pa.timestamp("us")),
         }
     )

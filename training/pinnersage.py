@@ -30,6 +30,7 @@ class UserClusters:
 
     user_id: str
     medoids: Ints
+    item_counts: Ints
     action_counts: Ints
     importance: Floats
     last_action_at: Ints
@@ -92,6 +93,7 @@ def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings
     return UserClusters(
         user_id=history.user_id,
         medoids=np.array(medoids, np.int64),
+        item_counts=np.bincount(label, minlength=n)[order].astype(np.int64),
         action_counts=counts[order],
         importance=importance[order],
         last_action_at=latest[order],

@@ -100,7 +100,7 @@ def check_values(file: str, table: pa.Table, *, now: int, actions: Sequence[str]
                 raise InvalidTableError(file, f"{values[row].as_py()} is in the future", column=column.name, row=row)
     if actions is not None and "action" in table.column_names:
         known = pc.is_in(table["action"], pa.array(list(actions), pa.string()))
-        if not pc.all(known).as_py():
+        if not pc.all(known, min_count=0).as_py():
             row = _first(pc.invert(known))
             problem = f"unknown action {table['action'][row].as_py()!r}, expected one of {list(actions)}"
             raise InvalidTableError(file, problem, column="action", row=row)

@@ -55,8 +55,7 @@ def train(settings: Settings, *, as_of: int) -> Trained:
     reward = table["reward"].to_numpy()
     residual = reward / impressions - features[:, SHRUNK_RATE]
     learner = Learner(
-        learning_rate=settings.training.learning_rate,
-        passes=settings.training.passes,
+        options=settings.training.learner_options,
         seed=settings.training.seed,
         timeout_seconds=settings.training.timeout_seconds,
     )
