@@ -88,7 +88,7 @@ def model_from_bytes(data: bytes, expected_sha256: str) -> LinearModel:
         raise CorruptModelError(name, f"its {len(data)} bytes have sha256 {sha256(data)[:12]}…; was the file cut short?")
     try:
         model = msgspec.msgpack.decode(data, type=LinearModel)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptModelError(name, f"not a model: {error}") from error
     manifest = model.manifest
     if manifest.feature_version != FEATURE_VERSION or manifest.feature_names != list(FEATURE_NAMES):

@@ -12,6 +12,8 @@ from bandit.errors import InvalidValueError
 from bandit.types import Floats
 
 _MAX_NEWTON_STEPS = 100
+_LEAST_WEIGHT = 1e-200  # of the largest: what keeps divisions by a weight finite
+_ROUNDING = 1e-12  # a cluster this near its cap is left free: what remains for the others would be rounding only
 
 
 def proportional(weights: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Floats:
@@ -28,6 +30,7 @@ def proportional(weights: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Float
     _same_length(weights=w, caps=cap)
     if k >= cap.sum():
         return cap
+    w = np.maximum(w / w.max(), _LEAST_WEIGHT)
     order = np.argsort(cap / w)  # those that reach their cap first, first
     capped = np.concatenate(([0.0], np.cumsum(cap[order])[:-1]))
     rest = np.cumsum(w[order][::-1])[::-1]
@@ -58,14 +61,15 @@ def budgeted(scores: npt.ArrayLike, budgets: npt.ArrayLike, k: float, caps: npt.
     _same_length(scores=s, budgets=b, caps=cap)
     if k >= cap.sum():
         return cap
-    # Cluster i sits at its cap while nu - max(s) <= threshold_i. Gaps are kept relative to the best score, so that budgets far below
-    # the rounding of the scores still divide exactly.
-    thresholds = b / cap - (s.max() - s)
-    order = np.argsort(-thresholds)
-    low, high = 0, len(s) - 1  # number of capped clusters: the largest j whose j-th threshold still leaves room for k
+    # Cluster i sits at its cap while nu <= s_i + b_i / cap_i. Rooms are kept relative to the cluster that is tried, so that budgets far
+    # below the rounding of the scores still divide exactly.
+    room = b / cap
+    order = np.lexsort((-room, (s.max() - s) - room))
+    low, high = 0, len(s) - 1  # number of capped clusters: the largest j whose j-th threshold clearly leaves room for the others
     while low < high:
         middle = (low + high + 1) // 2
-        if _filled(thresholds[order[middle - 1]], s.max() - s, b, cap) <= k:
+        last = order[middle - 1]
+        if _filled(room[last], s[last] - s, b, cap) < k * (1.0 - _ROUNDING):
             low = middle
         else:
             high = middle - 1
@@ -77,6 +81,7 @@ def budgeted(scores: npt.ArrayLike, budgets: npt.ArrayLike, k: float, caps: npt.
 
 def greedy_value(scores: Floats, k: float, caps: Floats) -> float:
     """Largest sum(lambda * scores) over 0 <= lambda <= caps, sum(lambda) = min(k, sum(caps)): what exploration is measured against."""
+    _same_length(scores=scores, caps=caps)
     order = np.argsort(-scores)
     taken = np.minimum(caps[order], np.maximum(k - (np.cumsum(caps[order]) - caps[order]), 0.0))
     return float(taken @ scores[order])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from bandit.errors import InvalidSettingError, InvalidValueError
 from bandit.evidence import HalfLives
@@ -176,6 +176,8 @@ def load_settings(path: str | Path = DEFAULT_FILE) -> Settings:
         if first["type"] == "extra_forbidden":
             raise InvalidSettingError(str(path), key, "unknown" + _nearest(key)) from error
         raise InvalidSettingError(_source_of(key, str(path)), key, f"{first['msg']}, received {first['input']!r}") from error
+    except SettingsError as error:  # a table in the environment is JSON
+        raise InvalidSettingError(_variable("reward.weights"), "reward.weights", f"not JSON: {error.__cause__}") from error
     except InvalidValueError as error:
         raise InvalidSettingError(str(path), error.name, str(error)) from error
     settings._root = path.resolve().parent  # noqa: SLF001 -- ours; pydantic has no other way to carry what is not a setting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +26,8 @@ def open_store(folder: Path, redis_url: str, *, timeout: float | None = None) ->
     file = folder / "feature_store.yaml"
     if not file.exists():
         raise FeatureStoreError(f"{file}: no such file; `query-rewards init` writes one")
+    # Feast warns that serve_features_while_materializing matters to shared registries only; we keep it for those who move to one.
+    logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     config = load_repo_config(folder, file)
     config.online_store.connection_string = connection_string(redis_url, timeout=timeout)
     config.registry.path = str(folder / config.registry.path)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,6 +41,7 @@ class Selection:
     decision_id: to be echoed by the feedback; empty when nothing was decided.
     degraded: the features or the log could not be reached; `reason` says what happened, also for an empty or short selection.
     logged: the decision is in the log, so that its feedback can be attributed.
+    quotas: expected queries of each candidate cluster, what was drawn from.
     """
 
     decision_id: str
@@ -50,6 +51,7 @@ class Selection:
     degraded: bool = False
     logged: bool = True
     reason: str = ""
+    quotas: Mapping[str, float] = field(default_factory=dict)
 
 
 class QuerySelector:
@@ -88,6 +90,11 @@ class QuerySelector:
     def close(self) -> None:
         """Stop watching for models. Every decision that was returned is in the log already."""
         self._model.close()
+
+    def refresh_model(self) -> str:
+        """Take over a newly promoted model now instead of at the next look; returns the version that serves."""
+        self._model.refresh()
+        return self.model_version
 
     @property
     def model_version(self) -> str:
@@ -155,6 +162,7 @@ class QuerySelector:
             degraded=decision.degraded or not logged,
             logged=logged,
             reason=reason,
+            quotas=dict(zip(decision.cluster_ids, decision.quotas, strict=True)),
         )
 
     def _decide(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +19,7 @@ from rich.table import Table
 
 from bandit.errors import DependencyAwayError, InvalidSettingError, InvalidValueError, NotPromotedError, QueryRewardsError
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
-from feature_repo import names
+from training.deployment import create
 from training.lock import locked
 
 FAILED, USAGE, NOT_PROMOTED, AWAY = 1, 2, 3, 4
@@ -37,20 +35,11 @@ AsOf = Annotated[str, typer.Option(help="Reference time, ISO 8601 with a time zo
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path()) -> None:
     """Write a settings file and a Feast repository to start from. Nothing that exists is overwritten."""
-    repository = folder / "feature_repo"
-    (repository / names.CLUSTER_REWARDS_PATH).mkdir(parents=True, exist_ok=True)
-    files = {
-        folder / DEFAULT_FILE: resources.files("training") / DEFAULT_FILE,
-        repository / "feature_store.yaml": resources.files("feature_repo") / "feature_store.yaml",
-        repository / "definitions.py": resources.files("feature_repo") / "definitions.py",
-    }
-    for target, source in files.items():
-        if target.exists():
-            stderr.print(f"{target} exists, left as it is")
-            continue
-        with resources.as_file(source) as path:
-            shutil.copyfile(path, target)
-        typer.echo(target)
+    for file, written in create(folder).items():
+        if written:
+            typer.echo(file)
+        else:
+            stderr.print(f"{file} exists, left as it is")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import msgspec
 import pyarrow as pa
 import redis
 
+from bandit.model import sha256
 from bandit.records import Decision
 from bandit.settings import Settings
 from feature_repo import names
@@ -62,7 +63,9 @@ def _write_and_trim(client: redis.Redis, data: Path, batch: list[Decision], posi
     if batch:
         batch.sort(key=lambda decision: decision.decision_id)
         moment = datetime.fromtimestamp(batch[0].decided_at / 1e6, UTC)
-        write_table(decision_table(batch), data / "decisions" / f"{moment:%Y%m%dT%H%M%S}-{batch[0].decision_id}.parquet")
+        # Named by what it holds: after a crash in the middle of trimming, the rest must not overwrite the file that holds the whole.
+        digest = sha256("\0".join(decision.decision_id for decision in batch).encode())[:16]
+        write_table(decision_table(batch), data / "decisions" / f"{moment:%Y%m%dT%H%M%S}-{digest}.parquet")
     pipeline = client.pipeline(transaction=False)
     for stream, entry_id in positions.items():
         milliseconds, sequence = entry_id.split("-")

@@ -29,6 +29,7 @@ class ModelRegistry:
         """Connect to MLFLOW_TRACKING_URI, else the settings' uri, else SQLite in the data folder."""
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self._name = settings.mlflow.model
         folder = (settings.data_path / "mlflow").resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.mlflow.tracking_uri

@@ -143,19 +143,19 @@ def play(
         state.used[place] = state.used.get(place, 0) + 1
         state.impressions[pool.user_id] = state.impressions.get(pool.user_id, 0) + 1
         state.reward[pool.user_id] = state.reward.get(pool.user_id, 0.0) + reward(shown.actions)
-        for action in (IMPRESSION, *shown.actions):
-            events.append(
-                Feedback(
-                    event_id=f"{selection.decision_id}/{number}/{action}",
-                    decision_id=selection.decision_id,
-                    user_id=pool.user_id,
-                    cluster_id=query.cluster_id,
-                    query_id=query.item_id,
-                    item_id=shown.item_id,
-                    action=action,
-                    occurred_at=request.at,
-                )
+        events += [
+            Feedback(
+                event_id=f"{selection.decision_id}/{number}/{action}",
+                decision_id=selection.decision_id,
+                user_id=pool.user_id,
+                cluster_id=query.cluster_id,
+                query_id=query.item_id,
+                item_id=shown.item_id,
+                action=action,
+                occurred_at=request.at,
             )
+            for action in (IMPRESSION, *shown.actions)
+        ]
     return events
 
 
@@ -187,19 +187,3 @@ def pools_of(
             groups.setdefault(user, {}).setdefault(ids[place], []).append(exposure)
     pools = [Pool(user_id=user, exposures=by_cluster) for user, by_cluster in sorted(groups.items())]
     return [pool for pool in pools if pool.playable]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean with its 95 % interval, resampled by user."""
-
-    value: float
-    low: float
-    high: float
-
-
-def ratio_estimate(reward: Ints | np.ndarray, impressions: np.ndarray, resamples: np.ndarray) -> Estimate:  # type: ignore[type-arg]
-    """Reward per impression over all users; `resamples` holds how often each user stands in each resample, (resamples, users)."""
-    drawn = (resamples @ reward) / (resamples @ impressions)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value=float(reward.sum() / impressions.sum()), low=float(low), high=float(high))

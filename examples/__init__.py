@@ -1,0 +1,1 @@
+"""Query Rewards at work: the story of the published system, and a replay on real data."""

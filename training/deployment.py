@@ -1,0 +1,40 @@
+"""A deployment on disk: the settings file and the Feast repository beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from bandit.settings import DEFAULT_FILE
+from feature_repo import names
+
+
+def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
+    """Write what a deployment starts from; nothing that exists is overwritten.
+
+    Args:
+        folder: made when it is not there.
+        settings: content of the settings file; the commented defaults if None.
+
+    Returns: each file, and whether it was written now.
+    """
+    repository = folder / "feature_repo"
+    (repository / names.CLUSTER_REWARDS_PATH).mkdir(parents=True, exist_ok=True)
+    files = {
+        folder / DEFAULT_FILE: resources.files("training") / DEFAULT_FILE,
+        repository / "feature_store.yaml": resources.files("feature_repo") / "feature_store.yaml",
+        repository / "definitions.py": resources.files("feature_repo") / "definitions.py",
+    }
+    written = {}
+    for target, source in files.items():
+        written[target] = not target.exists()
+        if target.exists():
+            continue
+        if settings is not None and target.name == DEFAULT_FILE:
+            target.write_text(settings, encoding="utf-8")
+            continue
+        with resources.as_file(source) as path:
+            shutil.copyfile(path, target)
+    return written

@@ -1,0 +1,20 @@
+"""The feedback log: Parquet files below `feedback/`, in any number, each event at least once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from bandit.records import Feedback
+from bandit.settings import Settings
+from training.tables import FEEDBACK, write_table
+
+
+def append_feedback(settings: Settings, events: Sequence[Feedback], name: str) -> Path:
+    """Write events as one file of the log, whole or not at all; the same name again replaces it."""
+    columns = [pa.array([getattr(event, field.name) for event in events], field.type) for field in FEEDBACK]
+    file = settings.data_path / "feedback" / f"{name}.parquet"
+    write_table(pa.table(columns, schema=FEEDBACK), file)
+    return file
