@@ -7,6 +7,7 @@ import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import ibis
 import pyarrow.dataset as ds
 from feast import FeatureStore
 
@@ -29,6 +30,7 @@ def apply(settings: Settings) -> FeatureStore:
 def materialize(settings: Settings, *, until: int) -> int:
     """Write to Redis every row that is newer than the last run, up to `until` (UTC microseconds). Returns the rows read for it."""
     store = apply(settings)
+    ibis.get_backend().raw_sql("SET enable_progress_bar = false")  # Feast reads through Ibis' default DuckDB, which draws on the screen
     end = datetime.fromtimestamp(until / 1e6, UTC)
     paths = {names.USER_CLUSTERS: names.USER_CLUSTERS_PATH, names.CLUSTER_REWARDS: names.CLUSTER_REWARDS_PATH}
     written = 0

@@ -21,7 +21,7 @@ from bandit.evidence import HalfLives
 from bandit.reward import IMPRESSION, RewardScheme
 from bandit.settings import Settings
 from feature_repo import names
-from training.tables import DECISIONS, FEEDBACK, FUTURE_TOLERANCE, log_files, read_table, write_table
+from training.tables import DECISIONS, FEEDBACK, FUTURE_TOLERANCE, engine, log_files, read_table, write_table
 
 SUMS = [
     names.IMPRESSIONS_SESSION,
@@ -155,7 +155,7 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     """
     files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
     scheme = settings.reward.scheme()
-    connection = ibis.duckdb.connect()
+    connection = engine()
     events = connection.read_parquet(files).select(FEEDBACK.names)
     _check_events(events, files, scheme.action_types, now)
     draws = read_draws(connection, settings.data_path / "decisions")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import ibis
@@ -14,7 +13,7 @@ from bandit.reward import IMPRESSION
 from bandit.settings import Settings
 from bandit.types import MICROSECONDS_PER_DAY
 from training.fold import epoch_us
-from training.tables import DECISIONS, FEEDBACK, log_files, write_table
+from training.tables import DECISIONS, FEEDBACK, engine, log_files, write_table
 
 EXAMPLES_FILE = "examples.parquet"
 DEAD_LETTERS_FILE = "dead_letters/feedback.parquet"
@@ -39,7 +38,7 @@ def join(settings: Settings, *, as_of: int) -> Joined:
 
     Raises: EmptyLogError when there are no decisions or no feedback yet, InvalidTableError.
     """
-    connection = ibis.duckdb.connect()
+    connection = engine()
     decisions = connection.read_parquet(log_files(settings.data_path / "decisions", "decision log", DECISIONS))
     feedback = connection.read_parquet(log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)).select(FEEDBACK.names)
     since = as_of - round(settings.training.window_days * MICROSECONDS_PER_DAY)
@@ -122,11 +121,6 @@ def examples(matured: ir.Table, draws: ir.Table, events: ir.Table, settings: Set
         impressions=wide.impressions.fill_null(0),
         reward=wide.reward.fill_null(0.0),
     ).filter(lambda t: t.feature_version == FEATURE_VERSION)
-
-
-def as_time(microseconds: int) -> datetime:
-    """UTC microseconds as a datetime."""
-    return datetime.fromtimestamp(microseconds / 1e6, UTC)
 
 
 def examples_file(settings: Settings) -> Path:

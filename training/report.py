@@ -18,6 +18,7 @@ _PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
 td, th {{ padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }}
+td {{ white-space: nowrap; }}
 td:first-child, th:first-child {{ text-align: left; }}
 h2 {{ margin-top: 2.5rem; }}
 </style>
@@ -80,7 +81,7 @@ def _lifts(summary: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- altair's own c
         {"policy": policy, "lift": row["lift"], "low": row["ci95"][0], "high": row["ci95"][1]}
         for policy, row in summary["lift_over_action_count"].items()
     ]
-    base = alt.Chart(pd.DataFrame(rows)).encode(y=alt.Y("policy:N", sort="-x", title=None), color=alt.Color("policy:N", legend=None))
+    base = alt.Chart(pd.DataFrame(rows)).encode(y=alt.Y("policy:N", sort="-x", title=None), color=alt.Color("policy:N", title="policy"))
     bars = base.mark_rule(strokeWidth=3).encode(x=alt.X("low:Q", title="lift", axis=alt.Axis(format="+.1%")), x2="high:Q")
     points = base.mark_point(filled=True, size=110, opacity=1.0).encode(
         x="lift:Q", tooltip=["policy", alt.Tooltip("lift:Q", format="+.2%")]

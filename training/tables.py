@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -104,6 +105,13 @@ def check_values(file: str, table: pa.Table, *, now: int, actions: Sequence[str]
             row = _first(pc.invert(known))
             problem = f"unknown action {table['action'][row].as_py()!r}, expected one of {list(actions)}"
             raise InvalidTableError(file, problem, column="action", row=row)
+
+
+def engine() -> ibis.BaseBackend:
+    """A DuckDB of its own, for one step, that does not draw on the screen."""
+    connection = ibis.duckdb.connect()
+    connection.raw_sql("SET enable_progress_bar = false")
+    return connection
 
 
 def write_table(table: pa.Table, file: Path) -> None:

@@ -18,6 +18,7 @@ from bandit.vowpal import Learner, fit
 from feature_repo import names
 from training.join import examples_file
 from training.registry import ModelRegistry
+from training.tables import engine
 
 SHRUNK_RATE = FEATURE_NAMES.index("shrunk_rate")
 
@@ -114,7 +115,7 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
     strength = settings.policy.prior_strength
     if not clusters.exists() or not any(rewards.glob("*.parquet")):
         return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
-    connection = ibis.duckdb.connect()
+    connection = engine()
     sums = connection.read_parquet(str(rewards / "*.parquet")).filter(ibis._[names.AS_OF] <= as_of)
     newest = sums.group_by("user_id").agg(
         **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},

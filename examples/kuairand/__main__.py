@@ -150,14 +150,14 @@ def _empty_databases(url: str, count: int) -> list[str]:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    table = Table(title="Reward per impression on real outcomes, 95 % intervals by user")
-    for heading in ("policy", "reward per impression", "interval", "lift over action_count", "interval", "impressions"):
+    table = Table(title="Reward per impression of real outcomes, and lift over action_count")
+    for heading in ("policy", "reward", "interval", "lift", "interval"):
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     for policy, row in summary["policies"].items():
         gain = summary["lift_over_action_count"].get(policy)
-        lifts = (f"{gain['lift']:+.2%}", f"{gain['ci95'][0]:+.2%} to {gain['ci95'][1]:+.2%}") if gain else ("", "")
-        interval = f"{row['ci95'][0]:.4f} to {row['ci95'][1]:.4f}"
-        table.add_row(policy, f"{row['reward_per_impression']:.4f}", interval, *lifts, f"{row['impressions']:,}")
+        lifts = (f"{gain['lift']:+.2%}", f"{gain['ci95'][0]:+.2%} … {gain['ci95'][1]:+.2%}") if gain else ("", "")
+        interval = f"{row['ci95'][0]:.4f} … {row['ci95'][1]:.4f}"
+        table.add_row(policy, f"{row['reward_per_impression']:.4f}", interval, *lifts)
     console.print(table)
     against = summary["lift_of_bandit_over_query_reward"]
     console.print(f"bandit over query_reward: {against['lift']:+.2%} ({against['ci95'][0]:+.2%} to {against['ci95'][1]:+.2%})")
