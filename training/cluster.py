@@ -20,7 +20,7 @@ from bandit.settings import Settings
 from bandit.types import Floats, Floats32, Ints
 from feature_repo import names
 from training.pinnersage import UserClusters, UserHistory, cluster_user
-from training.tables import ENGAGEMENTS, read_table, write_table
+from training.tables import ENGAGEMENTS, USER_CLUSTERS, read_table, write_table
 from training.topics import item_topics, topic_history
 
 _USERS_PER_TASK = 200
@@ -189,7 +189,8 @@ def _table(
             ),
             names.QUERY_OFFSETS: pa.array([offset.tolist() for offset in query_offsets], pa.list_(pa.int64())),
             names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * len(users), pa.timestamp("us")),
-        }
+        },
+        schema=USER_CLUSTERS,
     )
 
 

@@ -9,19 +9,20 @@ from pathlib import Path
 
 from bandit.settings import DEFAULT_FILE
 from feature_repo import names
+from training.tables import CLUSTER_REWARDS, USER_CLUSTERS, write_table
 
 
 def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
-    """Write what a deployment starts from; nothing that exists is overwritten.
+    """Write what a deployment starts from: settings, Feast repository, and empty snapshots; nothing that exists is overwritten.
 
     Args:
         folder: made when it is not there.
         settings: content of the settings file; the commented defaults if None.
 
-    Returns: each file, and whether it was written now.
+    Returns: each file to look at, and whether it was written now.
     """
     repository = folder / "feature_repo"
-    (repository / names.CLUSTER_REWARDS_PATH).mkdir(parents=True, exist_ok=True)
+    repository.mkdir(parents=True, exist_ok=True)
     files = {
         folder / DEFAULT_FILE: resources.files("training") / DEFAULT_FILE,
         repository / "feature_store.yaml": resources.files("feature_repo") / "feature_store.yaml",
@@ -37,4 +38,11 @@ def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
             continue
         with resources.as_file(source) as path:
             shutil.copyfile(path, target)
+    empty = {
+        repository / names.USER_CLUSTERS_PATH: USER_CLUSTERS,
+        repository / names.CLUSTER_REWARDS_PATH / "empty.parquet": CLUSTER_REWARDS,  # so that Feast's commands find columns to read
+    }
+    for target, schema in empty.items():
+        if not target.exists():
+            write_table(schema.empty_table(), target)
     return written

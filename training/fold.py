@@ -21,7 +21,7 @@ from bandit.evidence import HalfLives
 from bandit.reward import IMPRESSION, RewardScheme
 from bandit.settings import Settings
 from feature_repo import names
-from training.tables import DECISIONS, FEEDBACK, FUTURE_TOLERANCE, engine, log_files, read_table, write_table
+from training.tables import CLUSTER_REWARDS, DECISIONS, FEEDBACK, FUTURE_TOLERANCE, engine, log_files, read_table, write_table
 
 SUMS = [
     names.IMPRESSIONS_SESSION,
@@ -161,7 +161,7 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     draws = read_draws(connection, settings.data_path / "decisions")
     cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme)
     rows = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
-    table = rows.to_pyarrow()
+    table = rows.select(CLUSTER_REWARDS.names).to_pyarrow().cast(CLUSTER_REWARDS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
     news = table.filter(_unseen(connection, folder, table, as_of)).sort_by("user_id")
     file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"

@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidTableError
+from feature_repo import names
 
 TIME = pa.timestamp("us", tz="UTC")
 FUTURE_TOLERANCE = 5 * 60 * 1_000_000  # microseconds that another machine's clock may run ahead
+
+EVENTS = "events"  # of a snapshot's user: how many events and draws its sums have counted; not a feature
 
 ENGAGEMENTS = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("action", pa.string()), ("occurred_at", TIME)])
 FEEDBACK = pa.schema(
@@ -50,6 +53,43 @@ DECISIONS = pa.schema(
         ),
         ("context", pa.map_(pa.string(), pa.string())),
         ("degraded", pa.bool_()),
+    ]
+)
+
+_STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
+SNAPSHOT_TIME = pa.timestamp("us")  # Feast reads naive times as UTC; with a zone, DuckDB would cast them by the machine's own
+USER_CLUSTERS = pa.schema(
+    [
+        (names.JOIN_KEY, pa.string()),
+        (names.CLUSTER_IDS, _STRINGS),
+        (names.TOPIC_IDS, _INTS),
+        (names.TOPIC_HISTORY, _FLOATS),
+        (names.ITEM_COUNTS, _INTS),
+        (names.ACTION_TYPES, _STRINGS),
+        (names.ACTION_COUNTS, _FLOATS),
+        (names.IMPORTANCE, _FLOATS),
+        (names.LAST_ACTION_AT, _INTS),
+        (names.QUERY_ITEMS, _STRINGS),
+        (names.QUERY_WEIGHTS, _FLOATS),
+        (names.QUERY_OFFSETS, _INTS),
+        (names.TIMESTAMP, SNAPSHOT_TIME),
+    ]
+)
+CLUSTER_REWARDS = pa.schema(
+    [
+        (names.JOIN_KEY, pa.string()),
+        (names.AS_OF, pa.int64()),
+        (names.CLUSTER_IDS, _STRINGS),
+        (names.IMPRESSIONS_SESSION, _FLOATS),
+        (names.REWARD_SESSION, _FLOATS),
+        (names.IMPRESSIONS_LONG, _FLOATS),
+        (names.REWARD_LONG, _FLOATS),
+        (names.DRAWS_SESSION, _FLOATS),
+        (names.ACTION_TYPES, _STRINGS),
+        (names.ACTION_SUMS, _FLOATS),
+        (names.LAST_IMPRESSION_AT, _INTS),
+        (EVENTS, pa.int64()),
+        (names.TIMESTAMP, SNAPSHOT_TIME),
     ]
 )
 
