@@ -84,7 +84,12 @@ class PolicySettings(_Section):
 
     def exploration(self) -> Exploration:
         """The exploration part, as the policies take it."""
-        return Exploration(optimism=self.optimism, budget=self.exploration_budget, impressions_per_query=self.impressions_per_query)
+        return Exploration(
+            optimism=self.optimism,
+            budget=self.exploration_budget,
+            impressions_per_query=self.impressions_per_query,
+            residual_limit=self.residual_limit,
+        )
 
 
 class ServingSettings(_Section):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import redis
-from feast.errors import FeastObjectNotFoundException
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
+from google.protobuf.message import DecodeError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+with warnings.catch_warnings():  # importing Feast switches on the DeprecationWarnings of the whole process
+    from feast import FeatureStore
+    from feast.errors import FeastObjectNotFoundException
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
 
 from bandit.errors import FeatureStoreError, InvalidValueError
 from bandit.types import ClusterRewards, Floats, Ints, Profile
@@ -44,6 +50,9 @@ _REWARDS = [
 ]
 
 
+_REGISTRY_ATTEMPTS, _REGISTRY_PAUSE = 4, 0.1  # seconds
+
+
 class FeatureReader:
     """Reads a user's clusters and their evidence.
 
@@ -58,16 +67,12 @@ class FeatureReader:
         Raises: FeatureStoreError when the definitions were never applied, DependencyAwayError when Redis does not answer.
         """
         self._url = redis_url
-        store = open_store(folder, redis_url, timeout=timeout)
+        store = _opened(folder, redis_url, timeout)
         self._config = store.config
         self._online: Any = store._get_provider().online_store  # noqa: SLF001 -- see the class
         self._fields: list[Any] = []
         for view, features in ((names.USER_CLUSTERS, _CLUSTERS), (names.CLUSTER_REWARDS, _REWARDS)):
-            try:
-                applied = store.get_feature_view(view)
-            except FeastObjectNotFoundException as error:
-                raise FeatureStoreError(f"feature view {view!r} is not in the registry of {folder}: run `feast apply` there") from error
-            self._fields += self._online._generate_hset_keys_for_features(applied, list(features))[1][:-1]  # noqa: SLF001
+            self._fields += self._online._generate_hset_keys_for_features(store.get_feature_view(view), list(features))[1][:-1]  # noqa: SLF001
         client = self._online._get_client(self._config.online_store)  # noqa: SLF001
         client.set_retry(Retry(NoBackoff(), 0))
         try:
@@ -94,6 +99,22 @@ class FeatureReader:
             )
         except (InvalidValueError, TypeError, ValueError) as error:
             raise FeatureStoreError(f"row of user {user_id!r}: {error}") from error
+
+
+def _opened(folder: Path, redis_url: str, timeout: float) -> FeatureStore:
+    """The store, with both views applied. Feast does not replace its registry file at once: a writer's half is read again."""
+    for attempt in range(_REGISTRY_ATTEMPTS):
+        try:
+            store = open_store(folder, redis_url, timeout=timeout)
+            for view in (names.USER_CLUSTERS, names.CLUSTER_REWARDS):
+                store.get_feature_view(view)
+        except (FeastObjectNotFoundException, DecodeError) as error:
+            if attempt == _REGISTRY_ATTEMPTS - 1:
+                raise FeatureStoreError(f"{error}: run `feast apply` in {folder}") from error
+            time.sleep(_REGISTRY_PAUSE)
+        else:
+            return store
+    raise AssertionError("unreachable")
 
 
 def _decoded(raw: bytes) -> Any:  # noqa: ANN401 -- what a protobuf value holds is known to its reader only

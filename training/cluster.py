@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bandit.errors import InvalidTableError
 from bandit.settings import Settings
-from bandit.types import Floats, Floats32, Ints
+from bandit.types import Floats, Ints
 from feature_repo import names
+from training.embeddings import Embeddings, read_embeddings
 from training.pinnersage import UserClusters, UserHistory, cluster_user
 from training.tables import ENGAGEMENTS, USER_CLUSTERS, read_table, write_table
 from training.topics import item_topics, topic_history
@@ -37,46 +36,6 @@ class Clustered:
     file: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embeddings:
-    """Item ids and their vectors, float32 (items, d), with the optional topic of each item."""
-
-    item_ids: pa.Array
-    vectors: Floats32
-    topics: Ints | None
-
-
-def read_embeddings(file: str | Path) -> Embeddings:
-    """Read item_id, embedding (list of float) and, when there, topic (integer).
-
-    Raises: InvalidTableError for a missing column, a null, a number that is not finite, lengths that differ, or an item that stands twice.
-    """
-    file = str(file)
-    schema = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32()))])
-    table = read_table(file, schema, now=0).combine_chunks()
-    column = table["embedding"].combine_chunks() if table.num_rows else pa.array([], pa.list_(pa.float32()))
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    if not len(lengths):
-        raise InvalidTableError(file, "no rows, expected at least one item")
-    if (lengths != lengths[0]).any() or lengths[0] == 0:
-        row = int(np.argmax(lengths != lengths[0]))
-        raise InvalidTableError(file, f"length {lengths[row]}, expected {lengths[0]} as in row 0", column="embedding", row=row)
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(lengths), lengths[0])
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise InvalidTableError(file, "NaN or infinite, expected finite numbers", column="embedding", row=int(np.argmin(finite)))
-    ids = table["item_id"].combine_chunks()
-    if len(pc.unique(ids)) != len(ids):
-        first = pc.index_in(ids, pc.unique(ids)).to_numpy()
-        seen, row = np.unique(first, return_index=True), 0
-        row = int(np.setdiff1d(np.arange(len(first)), seen[1])[0])
-        raise InvalidTableError(file, f"item {ids[row].as_py()!r} stands twice", column="item_id", row=row)
-    topics = None
-    if "topic" in pq.read_schema(file).names:
-        topics = pq.read_table(file, columns=["topic"])["topic"].cast(pa.int64()).to_numpy()
-    return Embeddings(item_ids=ids, vectors=np.ascontiguousarray(vectors), topics=topics)
-
-
 def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[str]) -> Iterator[UserHistory]:
     """Users in order of id; engagements with items that have no embedding, or an all-zero one, are left out."""
     usable = np.append(np.abs(embeddings.vectors).sum(axis=1) > 0.0, False)
@@ -84,7 +43,7 @@ def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[st
     table = table.append_column("row", pa.array(rows)).filter(pa.array(usable[rows]))
     if not table.num_rows:
         return
-    table = table.sort_by([("user_id", "ascending"), ("occurred_at", "ascending")])
+    table = table.sort_by([(column, "ascending") for column in ("user_id", "occurred_at", "row", "action")])
     users = table["user_id"].to_numpy()
     items = table["row"].to_numpy().astype(np.int64)
     actions = pc.index_in(table["action"], pa.array(list(action_types), pa.string())).to_numpy().astype(np.int64)
@@ -134,7 +93,7 @@ def cluster(
     )
 
 
-_work: Callable[[UserHistory], UserClusters]  # of a worker process; forked, so the embeddings are shared, not copied
+_work: Callable[[UserHistory], UserClusters]  # of a worker process
 
 
 def _start(work: Callable[[UserHistory], UserClusters]) -> None:
@@ -151,7 +110,7 @@ def _in_processes(work: Callable[[UserHistory], UserClusters], users: Sequence[U
     if processes == 1 or len(users) <= _USERS_PER_TASK:
         yield from map(work, users)
         return
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    context = multiprocessing.get_context("spawn")  # a fork would share this process' threads
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(work,)) as pool:
         yield from pool.map(_one, users, chunksize=_USERS_PER_TASK)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
@@ -19,11 +21,18 @@ def connect(url: str, *, timeout: float = TIMEOUT_SECONDS) -> redis.Redis:
     Raises: DependencyAwayError when nothing answers.
     """
     client = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
-    try:
+    with translated(url):
         client.ping()
+    return client
+
+
+@contextlib.contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Whatever Redis refuses inside the `with` block is our DependencyAwayError, which names the server and its answer."""
+    try:
+        yield
     except redis.RedisError as error:
         raise DependencyAwayError("Redis", without_password(url), str(error)) from error
-    return client
 
 
 def without_password(url: str) -> str:

@@ -10,13 +10,15 @@ import msgspec
 import pyarrow as pa
 import redis
 
+from bandit.errors import InvalidValueError
 from bandit.model import sha256
 from bandit.records import Decision
 from bandit.settings import Settings
 from feature_repo import names
-from training.connection import connect
+from training.connection import connect, translated
 from training.tables import DECISIONS, write_table
 
+_CALENDAR_END = 253_402_300_800_000_000  # the year 10000
 _READ_AT_ONCE = 1000
 _ROWS_PER_FILE = 50_000
 _DEAD_LETTERS = pa.schema([("stream", pa.string()), ("entry_id", pa.string()), ("record", pa.binary()), ("reason", pa.string())])
@@ -35,16 +37,36 @@ def move_decisions(settings: Settings) -> int:
     moved = 0
     batch: list[Decision] = []
     positions: dict[str, str] = {}
-    for stream, entry_id, record in _entries(client):
-        try:
-            batch.append(_decoder.decode(record))
-        except msgspec.MsgspecError as error:
-            _bury(settings.data_path, stream, entry_id, record, str(error))
-        positions[stream] = entry_id
-        if len(batch) >= _ROWS_PER_FILE:
-            moved += _write_and_trim(client, settings.data_path, batch, positions)
-            batch, positions = [], {}
-    return moved + _write_and_trim(client, settings.data_path, batch, positions)
+    with translated(settings.redis_url):
+        for stream, entry_id, record in _entries(client):
+            try:
+                batch.append(_decoded(record))
+            except (msgspec.MsgspecError, InvalidValueError) as error:
+                _bury(settings.data_path, stream, entry_id, record, str(error))
+            positions[stream] = entry_id
+            if len(batch) >= _ROWS_PER_FILE:
+                moved += _write_and_trim(client, settings.data_path, batch, positions)
+                batch, positions = [], {}
+        return moved + _write_and_trim(client, settings.data_path, batch, positions)
+
+
+def _decoded(record: bytes) -> Decision:
+    """A decision that the log can hold: one that is not must not stop those behind it."""
+    decision = _decoder.decode(record)
+    n = len(decision.cluster_ids)
+    sizes = {
+        "features": len(decision.features) % (4 * n) if n else 1,
+        "scores": len(decision.scores) - n,
+        "quotas": len(decision.quotas) - n,
+    }
+    for name, excess in sizes.items():
+        if excess:
+            raise InvalidValueError(name, expected=f"as many rows as there are candidates, {n}, and one at least", received=f"{excess:+d}")
+    if not 0 < decision.k < 2**31:
+        raise InvalidValueError("k", expected="a number of queries", received=decision.k)
+    if not 0 < decision.decided_at < _CALENDAR_END:
+        raise InvalidValueError("decided_at", expected="UTC microseconds", received=decision.decided_at)
+    return decision
 
 
 def _entries(client: redis.Redis) -> Iterator[tuple[str, str, bytes]]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import ibis
 import pyarrow.dataset as ds
-from feast import FeatureStore
+
+with warnings.catch_warnings():  # importing Feast switches on the DeprecationWarnings of the whole process
+    from feast import FeatureStore
 
 from bandit.settings import Settings
 from feature_repo import names
 from feature_repo.definitions import objects
 from feature_repo.store import open_store
+from training.connection import connect, translated
 
 
 def apply(settings: Settings) -> FeatureStore:
@@ -22,13 +27,17 @@ def apply(settings: Settings) -> FeatureStore:
     folder = settings.feature_repo_path.resolve()
     (folder / names.CLUSTER_REWARDS_PATH).mkdir(parents=True, exist_ok=True)
     store = open_store(folder, settings.redis_url)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _silent():
         store.apply(objects(folder))
     return store
 
 
 def materialize(settings: Settings, *, until: int) -> int:
-    """Write to Redis every row that is newer than the last run, up to `until` (UTC microseconds). Returns the rows read for it."""
+    """Write to Redis every row that is newer than the last run, up to `until` (UTC microseconds). Returns the rows read for it.
+
+    Raises: DependencyAwayError; what was written stays, and the next run writes it again.
+    """
+    connect(settings.redis_url)  # before Feast does: it would try again for seconds, and not say which server is away
     store = apply(settings)
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")  # Feast reads through Ibis' default DuckDB, which draws on the screen
     end = datetime.fromtimestamp(until / 1e6, UTC)
@@ -39,10 +48,17 @@ def materialize(settings: Settings, *, until: int) -> int:
         start = done + timedelta(microseconds=1) if done else datetime(1970, 1, 1, tzinfo=UTC)
         rows = _rows_between(settings.feature_repo_path / path, start, end)
         if rows:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with translated(settings.redis_url), _silent():
                 store.materialize(start, end, feature_views=[view])
         written += rows
     return written
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Feast prints and draws progress bars of its own."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _rows_between(path: Path, start: datetime, end: datetime) -> int:

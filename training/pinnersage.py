@@ -13,6 +13,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from bandit.settings import ClusteringSettings
 from bandit.types import MICROSECONDS_PER_DAY, Floats, Floats32, Ints
 
+_TIE = 1e-12  # squared distance: the two items of a pair are equally near to their middle, up to rounding
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserHistory:
@@ -50,7 +52,8 @@ def medoid(vectors: Floats) -> int:
 
     sum_j |x_i - x_j|^2 = m |x_i - mean|^2 + a term that is the same for all i, so the member nearest to the mean is the medoid.
     """
-    return int(np.argmin(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)))
+    distances = ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)
+    return int(np.argmax(distances <= distances.min() + _TIE))
 
 
 def importance_terms(occurred_at: Ints, as_of: int, decay_per_day: float) -> Floats:

@@ -10,7 +10,7 @@ from bandit.errors import NotPromotedError
 from bandit.model import LinearModel, sha256
 from bandit.settings import Settings
 from feature_repo import names
-from training.connection import connect
+from training.connection import connect, translated
 from training.registry import ModelRegistry
 
 _SUPERSEDED_SECONDS = 24 * 3600  # a model that no longer serves leaves Redis after a day; the registry keeps it
@@ -48,9 +48,10 @@ def rollback(settings: Settings) -> Promoted:
     """
     registry = ModelRegistry(settings)
     left = registry.champion()
-    chosen = registry.go_back()
+    chosen = registry.before_champion()
     model = registry.load(chosen)
     _hand_over(settings, chosen, model)
+    registry.go_back(chosen)
     return Promoted(version=chosen, sha256=sha256(model.to_bytes()), before=left or "")
 
 
@@ -58,12 +59,12 @@ def _hand_over(settings: Settings, version: str, model: LinearModel) -> None:
     client = connect(settings.redis_url)
     data = model.to_bytes()
     digest = sha256(data)
-    served = client.get(names.CHAMPION_KEY)
-    pipeline = client.pipeline(transaction=True)
-    pipeline.set(names.MODEL_KEY % digest, data)
-    pipeline.set(names.CHAMPION_KEY, msgspec.msgpack.encode({"version": version, "sha256": digest}))
-    if served is not None:
-        old = msgspec.msgpack.decode(served, type=dict[str, str])["sha256"]
+    with translated(settings.redis_url):
+        served = client.get(names.CHAMPION_KEY)
+        pipeline = client.pipeline(transaction=True)
+        pipeline.set(names.MODEL_KEY % digest, data)
+        pipeline.set(names.CHAMPION_KEY, msgspec.msgpack.encode({"version": version, "sha256": digest}))
+        old = msgspec.msgpack.decode(served, type=dict[str, str])["sha256"] if served is not None else digest
         if old != digest:
             pipeline.expire(names.MODEL_KEY % old, _SUPERSEDED_SECONDS)
-    pipeline.execute()
+        pipeline.execute()

@@ -99,8 +99,8 @@ class ModelRegistry:
             self._client.set_model_version_tag(self._name, version, _PREVIOUS, before)
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
 
-    def go_back(self) -> str:
-        """Make the version before the champion the champion again; returns it.
+    def before_champion(self) -> str:
+        """The version that served before the champion.
 
         Raises: NotPromotedError when there is none.
         """
@@ -108,5 +108,8 @@ class ModelRegistry:
         before = self._client.get_model_version(self._name, champion).tags.get(_PREVIOUS) if champion else None
         if before is None:
             raise NotPromotedError("there is no earlier champion to go back to")
-        self._client.set_registered_model_alias(self._name, CHAMPION, before)
         return str(before)
+
+    def go_back(self, version: str) -> None:
+        """Make an earlier champion the champion again; what it once replaced stays remembered."""
+        self._client.set_registered_model_alias(self._name, CHAMPION, version)

@@ -128,6 +128,11 @@ def read_table(file: str | Path, schema: pa.Schema, *, now: int, actions: Sequen
     return table
 
 
+def has_column(file: str, column: str) -> bool:
+    """Whether a file has a column that may be left out."""
+    return column in _footer(file).schema_arrow.names
+
+
 def check_values(file: str, table: pa.Table, *, now: int, actions: Sequence[str] | None = None) -> None:
     """Refuse nulls, unknown actions and events in the future, naming the first bad row."""
     for column in table.schema:
@@ -148,9 +153,9 @@ def check_values(file: str, table: pa.Table, *, now: int, actions: Sequence[str]
 
 
 def engine() -> ibis.BaseBackend:
-    """A DuckDB of its own, for one step, that does not draw on the screen."""
+    """A DuckDB of its own, for one step: one thread, so that sums are added in one order and the same log gives the same bytes."""
     connection = ibis.duckdb.connect()
-    connection.raw_sql("SET enable_progress_bar = false")
+    connection.raw_sql("SET enable_progress_bar = false; SET threads = 1")
     return connection
 
 

@@ -8,7 +8,7 @@ import ibis
 import numpy as np
 import pyarrow.parquet as pq
 
-from bandit.errors import EmptyLogError, NotPromotedError
+from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model import LinearModel, Manifest, sha256
 from bandit.prior import fit_prior
@@ -87,9 +87,11 @@ def train(settings: Settings, *, as_of: int) -> Trained:
         "residual_rmse": float(np.sqrt((left**2).mean())),
     }
     registry = ModelRegistry(settings)
-    newest = registry.newest()
-    same = newest is not None and _learned_from(registry.load(newest).manifest) == _learned_from(model.manifest)
-    version = newest if newest is not None and same else registry.add(model, metrics)
+    known = _newest(registry)
+    if known is not None and _learned_from(known[1].manifest) == _learned_from(model.manifest):
+        version, model = known
+    else:
+        version = registry.add(model, metrics)
     return Trained(
         version=version,
         sha256=sha256(model.to_bytes()),
@@ -98,6 +100,15 @@ def train(settings: Settings, *, as_of: int) -> Trained:
         mean_reward=metrics["mean_reward"],
         residual_rmse=metrics["residual_rmse"],
     )
+
+
+def _newest(registry: ModelRegistry) -> tuple[str, LinearModel] | None:
+    """The version registered last, None when there is none that can be read."""
+    version = registry.newest()
+    try:
+        return (version, registry.load(version)) if version is not None else None
+    except CorruptModelError:
+        return None
 
 
 def _learned_from(manifest: Manifest) -> tuple[object, ...]:
