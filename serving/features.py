@@ -146,8 +146,8 @@ def _profile(row: list[Any]) -> Profile:
 def _rewards(row: list[Any]) -> ClusterRewards:
     ids, as_of, *sums, last = row
     arrays = [_floats(values) for values in sums]
-    if any(len(array) != len(ids) for array in arrays):
-        raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[len(array) for array in arrays])
+    if any(len(values) != len(ids) for values in (*arrays, last)):
+        raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, (*arrays, last))])
     impressions_session, reward_session, impressions_long, reward_long, draws = arrays
     return ClusterRewards(
         cluster_ids=list(ids),

@@ -8,7 +8,10 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
+import vl_convert
 
+_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+_LIBRARY = "window.vegaEmbed = vegaEmbed;"  # all that the page needs of the bundle
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -16,7 +19,7 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: .85rem; }}
 td, th {{ padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }}
 td {{ white-space: nowrap; }}
 td:first-child, th:first-child {{ text-align: left; }}
@@ -25,7 +28,9 @@ h2 {{ margin-top: 2.5rem; }}
 <h1>{title}</h1>
 <p>{intro}</p>
 {table}
-{charts}
+<div id="plots"></div>
+<script type="module">{library}</script>
+<script type="module">window.vegaEmbed("#plots", {plots}, {{mode: "vega-lite", actions: false}});</script>
 </html>
 """
 
@@ -58,7 +63,8 @@ def replay_report(
         title=html.escape(title),
         intro=html.escape(intro),
         table=_table(summary),
-        charts=chart.configure_view(strokeWidth=0).to_html(inline=True, fullhtml=False),
+        library=vl_convert.javascript_bundle(_LIBRARY, vl_version=_VEGA_LITE).replace("</script", "<\\/script"),
+        plots=chart.configure_view(strokeWidth=0).to_json(indent=None).replace("</", "<\\/"),
     )
 
 

@@ -15,6 +15,7 @@ from training.tables import ENGAGEMENTS, TIME
 
 FOLDER = Path(__file__).parent / "data"
 MAIN_FEED = 1  # tab 1, 78 % of the exposures: the rates of the other tabs run from below 0 to 0.48 and would drown the signal
+LISTS = {"impression": "exposed_last50", "long_view": "long_viewed_last50", "like": "liked_last50"}  # action to column of the history
 HISTORY_DAYS = 15  # the history's source days, 9 to 24 April 2022
 
 
@@ -40,7 +41,7 @@ def write_history(file: Path) -> int:
     source = pq.read_table(FOLDER / "history.parquet")
     last = source["last_time"].cast(TIME).cast(pa.int64()).to_numpy()
     parts = []
-    for column, action in (("exposed_last50", "impression"), ("long_viewed_last50", "long_view"), ("liked_last50", "like")):
+    for action, column in LISTS.items():
         lists = source[column].combine_chunks()
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         rows = np.repeat(np.arange(len(lists)), lengths)
