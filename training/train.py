@@ -9,18 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.learning import Examples, learn
 from bandit.model import LinearModel, Manifest, sha256
 from bandit.prior import fit_prior
 from bandit.settings import Settings
 from bandit.types import Prior
-from bandit.vowpal import Learner, fit
+from bandit.vowpal import Learner
 from feature_repo import names
 from training.join import examples_file
 from training.registry import ModelRegistry
 from training.tables import engine
-
-SHRUNK_RATE = FEATURE_NAMES.index("shrunk_rate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +34,7 @@ class Trained:
 
 
 def train(settings: Settings, *, as_of: int) -> Trained:
-    """Learn a candidate from the joined rows, and register it.
-
-    cost = -(reward per impression - the shrunk rate that was served); silence counts as an impression without reward, and a draw that
-    brought no impression says nothing. One line per drawn cluster.
+    """Learn a candidate from the joined rows, and register it. A draw that brought no impression says nothing.
 
     Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows, LearnerError.
     """
@@ -51,39 +46,23 @@ def train(settings: Settings, *, as_of: int) -> Trained:
     rows = table.num_rows
     if rows < settings.training.minimum_rows:
         raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {settings.training.minimum_rows}")
-    features = np.stack(table["features"].to_numpy()).astype(np.float32)
-    impressions = table["impressions"].to_numpy().astype(np.float64)
-    reward = table["reward"].to_numpy()
-    residual = reward / impressions - features[:, SHRUNK_RATE]
+    examples = Examples(
+        features=np.stack(table["features"].to_numpy()).astype(np.float32),
+        reward=table["reward"].to_numpy(),
+        impressions=table["impressions"].to_numpy().astype(np.float64),
+        decided_at=table["decided_at"].cast("int64").to_numpy(),
+    )
     learner = Learner(
         options=settings.training.learner_options,
         seed=settings.training.seed,
         timeout_seconds=settings.training.timeout_seconds,
     )
-    weights = fit(features, -residual, np.ones(rows), FEATURE_NAMES, learner).astype("<f4").tobytes()
-    prior = population_prior(settings, as_of=as_of)
-    times = table["decided_at"].cast("int64").to_numpy()
-    model = LinearModel(
-        manifest=Manifest(
-            feature_version=FEATURE_VERSION,
-            feature_names=list(FEATURE_NAMES),
-            trained_from=int(times.min()),
-            trained_until=int(times.max()),
-            rows=rows,
-            impressions=float(impressions.sum()),
-            learner=" ".join(learner.arguments),
-            prior_mean=prior.rate.mean,
-            prior_strength=prior.rate.strength,
-            topic_means=prior.topic_means,
-            weights_sha256=sha256(weights),
-        ),
-        weights=weights,
-    )
-    left = residual - model.predict(features)
+    model = learn(examples, population_prior(settings, as_of=as_of), learner)
+    left = examples.residual - model.predict(examples.features)
     metrics = {
         "rows": float(rows),
-        "impressions": float(impressions.sum()),
-        "mean_reward": float(reward.sum() / impressions.sum()),
+        "impressions": float(examples.impressions.sum()),
+        "mean_reward": float(examples.reward.sum() / examples.impressions.sum()),
         "residual_rmse": float(np.sqrt((left**2).mean())),
     }
     registry = ModelRegistry(settings)

@@ -13,20 +13,20 @@ import pyarrow.compute as pc
 import pytest
 
 from bandit.evidence import HalfLives, align, decay
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
-from bandit.model import LinearModel, Manifest, sha256
+from bandit.featurize import FEATURE_NAMES, featurize
+from bandit.learning import Examples, learn
+from bandit.model import LinearModel
 from bandit.policies import FALLBACK, Candidates, plan
 from bandit.prior import fit_prior
 from bandit.reward import IMPRESSION, RewardScheme
 from bandit.sampling import systematic
 from bandit.settings import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Evidence, Floats, Floats32, Ints, Prior, Profile, Rate
-from bandit.vowpal import Learner, fit
+from bandit.vowpal import Learner
 from feature_repo import names
 from tests.worlds import QUERIES, ROUND, Drift, DriftingWorld, OneClusterWorld, Outcome, World, best, happen, now, profiles, worth
 from training.fold import SUMS, sums
 from training.tables import FEEDBACK, TIME
-from training.train import SHRUNK_RATE
 
 AT_ONCE, LATE = 1, 24  # rounds until feedback is folded; 1 is before the next decision
 HALF_LIVES = HalfLives(session=24 * ROUND, long=400 * ROUND)
@@ -116,24 +116,13 @@ class Own:
 
 def train(outcomes: Sequence[Outcome], prior: Prior) -> LinearModel:
     """The model that `training.train` would learn of these rows."""
-    features = np.concatenate([outcome.features for outcome in outcomes])
-    residual = np.concatenate([outcome.rate for outcome in outcomes]) - features[:, SHRUNK_RATE]
-    learner = Learner(options=TRAINING.learner_options, seed=TRAINING.seed)
-    weights = fit(features, -residual, np.ones(len(features)), FEATURE_NAMES, learner).astype("<f4").tobytes()
-    manifest = Manifest(
-        feature_version=FEATURE_VERSION,
-        feature_names=list(FEATURE_NAMES),
-        trained_from=outcomes[0].at,
-        trained_until=outcomes[-1].at,
-        rows=len(features),
-        impressions=float(sum(outcome.impressions.sum() for outcome in outcomes)),
-        learner=" ".join(learner.arguments),
-        prior_mean=prior.rate.mean,
-        prior_strength=prior.rate.strength,
-        topic_means=prior.topic_means,
-        weights_sha256=sha256(weights),
+    examples = Examples(
+        features=np.concatenate([outcome.features for outcome in outcomes]),
+        reward=np.concatenate([outcome.rate * outcome.impressions for outcome in outcomes]),
+        impressions=np.concatenate([outcome.impressions for outcome in outcomes]).astype(np.float64),
+        decided_at=np.concatenate([np.full(len(outcome.features), outcome.at) for outcome in outcomes]),
     )
-    return LinearModel(manifest=manifest, weights=weights)
+    return learn(examples, prior, Learner(options=TRAINING.learner_options, seed=TRAINING.seed))
 
 
 class Thompson:
