@@ -127,28 +127,29 @@ class QuerySelector:
 
         Raises: InvalidValueError for k <= 0 or an empty user_id.
         """
-        if not isinstance(k, int) or k <= 0:
+        if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
             raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
         if not user_id or not isinstance(user_id, str):
             raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
         now = time.time_ns() // 1000 if now is None else now
         seed = secrets.randbits(63) if seed is None else seed
-        reason = ""
+        reason, reachable = "", True
         try:
             profile, rewards = self._reader.read(user_id)
             self._remember(user_id, profile, rewards)
         except (DependencyAwayError, FeatureStoreError) as error:
             log.warning("select degraded: %s", error)
-            reason = str(error)
+            reason, reachable = str(error), not isinstance(error, DependencyAwayError)
             profile, rewards = self._remembered.get(user_id) or (_profile_of(fallback), None)
         if profile is None or not len(profile):
             return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=bool(reason))
         decision = self._decide(user_id, k, dict(context or {}), (profile, rewards), caps, now, seed, degraded=bool(reason))
         if decision is None:
             return self._nothing(reason or "no cluster may be queried", degraded=bool(reason))
-        logged = True
+        logged = reachable  # a log that is as far away as the features would take another deadline to say so
         try:
-            self._decisions.append(decision)
+            if reachable:
+                self._decisions.append(decision)
         except DependencyAwayError as error:
             log.warning("decision not logged: %s", error)
             reason, logged = reason or str(error), False

@@ -25,14 +25,15 @@ class ServedModel:
         """Look once now, then every `poll_seconds`."""
         self._client, self._poll_seconds = client, poll_seconds
         self.current: tuple[str, LinearModel] | None = None
-        self._pointer: bytes | None = None
+        self._pointer: bytes | None = None  # what `current` was read from
+        self._refused: bytes | None = None  # what was said to be unusable; it is looked at again, for it may be handed over again
         self._stop = threading.Event()
         self.refresh()
         self._thread = threading.Thread(target=self._watch, name="query-rewards-model", daemon=True)
         self._thread.start()
 
     def refresh(self) -> None:
-        """Take over the champion if it changed. A model that cannot be used is refused with one log line, and not tried again."""
+        """Take over the champion if it changed. A model that cannot be used is refused, with one log line."""
         try:
             pointer = self._client.get(names.CHAMPION_KEY)
             if pointer is None or pointer == self._pointer:
@@ -45,8 +46,9 @@ class ServedModel:
         except redis.RedisError as error:
             log.warning("model check failed, serving goes on as before: %s", error)
         except (CorruptModelError, msgspec.MsgspecError, KeyError) as error:
-            self._pointer = pointer
-            log.error("refused the promoted model, serving goes on as before: %s", error)  # noqa: TRY400 -- one line, as promised
+            if pointer != self._refused:
+                log.error("refused the promoted model, serving goes on as before: %s", error)  # noqa: TRY400 -- one line, as promised
+            self._refused = pointer
 
     def close(self) -> None:
         """Stop watching."""
