@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandit.errors import InvalidValueError
+from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model import LinearModel, Manifest, sha256
 from bandit.types import Floats, Floats32, Ints, Prior
@@ -39,12 +40,13 @@ class Examples:
         return np.asarray(self.reward / self.impressions - self.features[:, _SHRUNK_RATE], np.float64)
 
 
-def learn(examples: Examples, prior: Prior, learner: Learner) -> LinearModel:
+def learn(examples: Examples, prior: Prior, exploration: Exploration, learner: Learner) -> LinearModel:
     """A model of the residual: cost = -(reward per impression - shrunk rate), one line per row, all of the same weight.
 
     Args:
         examples: at least one row.
         prior: the levels above the user, handed on to serving with the model.
+        exploration: what decisions may spend, handed on likewise.
         learner: how Vowpal Wabbit shall learn.
 
     Raises: LearnerError, InvalidValueError.
@@ -62,6 +64,7 @@ def learn(examples: Examples, prior: Prior, learner: Learner) -> LinearModel:
         prior_mean=prior.rate.mean,
         prior_strength=prior.rate.strength,
         topic_means=prior.topic_means,
+        exploration=exploration,
         weights_sha256=sha256(weights),
     )
     return LinearModel(manifest=manifest, weights=weights)

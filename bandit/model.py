@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from bandit.errors import CorruptModelError
+from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.types import Floats, Floats32, Prior, Rate
 
@@ -29,6 +30,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     prior_mean: float
     prior_strength: float
     topic_means: dict[int, float]
+    exploration: Exploration
     weights_sha256: str
 
 

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from bandit.errors import InvalidSettingError, InvalidValueError
 from bandit.evidence import HalfLives
-from bandit.policies import Exploration
+from bandit.exploration import Exploration
 from bandit.reward import RewardScheme
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 
@@ -83,7 +83,7 @@ class PolicySettings(_Section):
     max_queries_per_cluster: int = Field(10, ge=1)  # diversity limit
 
     def exploration(self) -> Exploration:
-        """The exploration part, as the policies take it."""
+        """The exploration part: training hands it to serving with the model, so that a version stands for one behaviour."""
         return Exploration(
             optimism=self.optimism,
             budget=self.exploration_budget,

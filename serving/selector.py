@@ -199,7 +199,7 @@ class QuerySelector:
             features=features[rows],
             prior=prior,
             model=model,
-            exploration=self._exploration,
+            exploration=model.manifest.exploration if model else self._exploration,
         )
         planned = plan(policy, candidates, k, limit[rows])
         rng = np.random.default_rng(seed)

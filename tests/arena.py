@@ -123,7 +123,7 @@ def train(outcomes: Sequence[Outcome], prior: Prior) -> LinearModel:
         impressions=np.concatenate([outcome.impressions for outcome in outcomes]).astype(np.float64),
         decided_at=np.concatenate([np.full(len(outcome.features), outcome.at) for outcome in outcomes]),
     )
-    return learn(examples, prior, Learner(options=TRAINING.learner_options, seed=TRAINING.seed))
+    return learn(examples, prior, SETTINGS.exploration(), Learner(options=TRAINING.learner_options, seed=TRAINING.seed))
 
 
 class Thompson:

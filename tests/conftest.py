@@ -56,6 +56,8 @@ def redis_url() -> Iterator[str]:
             size = redis.Redis.from_url(_database(url, number)).dbsize()
             assert not size, f"the tests empty databases 1 to 15 of their Redis, and database {number} holds {size} keys of somebody's"
         yield url
+        for number in range(1, 16):
+            redis.Redis.from_url(_database(url, number)).flushdb()
 
 
 def _database(url: str, number: int) -> str:

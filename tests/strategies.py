@@ -8,9 +8,10 @@ import numpy as np
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
+from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model import LinearModel, Manifest, sha256, weight_count
-from bandit.policies import Candidates, Exploration
+from bandit.policies import Candidates
 from bandit.types import MICROSECONDS_PER_DAY, Evidence, Prior, Profile, Rate
 
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025
@@ -195,6 +196,7 @@ def linear_model(flat: np.ndarray, prior: Prior = EMPTY_PRIOR, **manifest: objec
         "prior_mean": prior.rate.mean,
         "prior_strength": prior.rate.strength,
         "topic_means": prior.topic_means,
+        "exploration": Exploration(),
         "weights_sha256": sha256(data),
     }
     return LinearModel(manifest=Manifest(**{**fields, **manifest}), weights=data)

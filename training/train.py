@@ -57,7 +57,7 @@ def train(settings: Settings, *, as_of: int) -> Trained:
         seed=settings.training.seed,
         timeout_seconds=settings.training.timeout_seconds,
     )
-    model = learn(examples, population_prior(settings, as_of=as_of), learner)
+    model = learn(examples, population_prior(settings, as_of=as_of), settings.policy.exploration(), learner)
     left = examples.residual - model.predict(examples.features)
     metrics = {
         "rows": float(rows),
@@ -92,7 +92,8 @@ def _newest(registry: ModelRegistry) -> tuple[str, LinearModel] | None:
 
 def _learned_from(manifest: Manifest) -> tuple[object, ...]:
     """What tells two trainings apart: the prior fades with the clock, so a model of the same rows is the same model."""
-    return manifest.feature_version, manifest.trained_from, manifest.trained_until, manifest.rows, manifest.learner, manifest.weights_sha256
+    window = manifest.trained_from, manifest.trained_until, manifest.rows
+    return manifest.feature_version, window, manifest.learner, manifest.weights_sha256, manifest.prior_strength, manifest.exploration
 
 
 def population_prior(settings: Settings, *, as_of: int) -> Prior:

@@ -101,11 +101,11 @@ def _tell_story(databases: Sequence[str]) -> None:
     console.print("[bold]A large Recipes cluster, a small Furniture cluster.[/] Last week this user saved recipes; now they move house.")
     console.print(f"Expected queries of each request, out of {recipes.QUERIES}, chosen through the whole loop:\n")
     for policy, database in zip(("query_reward", "bandit"), databases, strict=True):
-        console.print(f"[bold]{policy}[/]\n  day        recipes            furniture          travel")
+        console.print(f"[bold]{policy}[/]\n  day        recipes          furniture        travel")
 
         def show(shown: recipes.Round, policy: str = policy) -> None:
             day = "last week" if shown.number == 0 else f"day {shown.number}"
-            bars = "  ".join(f"{shown.quotas[topic]:5.2f} {'█' * round(2 * shown.quotas[topic]):<12}" for topic in recipes.TOPICS)
+            bars = "  ".join(f"{shown.quotas[topic]:5.2f} {'█' * round(1.6 * shown.quotas[topic]):<9}" for topic in recipes.TOPICS)
             note = f"model {shown.model_version}" if shown.policy == "bandit" else "no model yet" if policy == "bandit" else ""
             console.print(f"  {day:<9} {bars} [dim]{note}[/]", highlight=False, soft_wrap=True)
 

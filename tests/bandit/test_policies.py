@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 
 from bandit.errors import InvalidValueError
+from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES
 from bandit.model import weight_count
-from bandit.policies import FALLBACK, POLICIES, Exploration, plan, query_reward
+from bandit.policies import FALLBACK, POLICIES, plan, query_reward
 from bandit.quotas import greedy_value
 from bandit.settings import PolicySettings
 from tests.strategies import EMPTY_PRIOR, candidates_of, decisions, law, linear_model, random_model, simple_evidence, simple_profile

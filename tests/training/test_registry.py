@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bandit.errors import CorruptModelError, DependencyAwayError, EmptyLogError, NotPromotedError
+from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model import LinearModel, Manifest, model_from_bytes, sha256, weight_count
 from bandit.settings import Settings
@@ -203,6 +204,7 @@ def model(number: int) -> LinearModel:
         prior_mean=0.1,
         prior_strength=8.0,
         topic_means={3: 0.2},
+        exploration=Exploration(),
         weights_sha256=sha256(weights),
     )
     return LinearModel(manifest=manifest, weights=weights)
