@@ -105,7 +105,7 @@ def _opened(folder: Path, redis_url: str, timeout: float) -> FeatureStore:
     """The store, with both views applied. Feast does not replace its registry file at once: a writer's half is read again."""
     for attempt in range(_REGISTRY_ATTEMPTS):
         try:
-            store = open_store(folder, redis_url, timeout=timeout)
+            store = open_store(folder, redis_url, timeout=timeout, online_only=True)
             for view in (names.USER_CLUSTERS, names.CLUSTER_REWARDS):
                 store.get_feature_view(view)
         except (FeastObjectNotFoundException, DecodeError) as error:
