@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from bandit.errors import InvalidValueError
 from bandit.quotas import proportional
@@ -11,7 +12,7 @@ from bandit.types import Floats, Ints
 _WHOLE = 1e-6  # a sum this near a whole number is one: quotas sum to k only up to rounding
 
 
-def systematic(quotas: Floats, rng: np.random.Generator) -> Ints:
+def systematic(quotas: npt.ArrayLike, rng: np.random.Generator) -> Ints:
     """Draw counts with mean `quotas`: each is floor or ceil of its quota, and they sum to sum(quotas).
 
     One uniform number is laid over the cumulated fractions of a random permutation; whole parts are given outright, which leaves the
@@ -25,6 +26,7 @@ def systematic(quotas: Floats, rng: np.random.Generator) -> Ints:
 
     Source: Madow 1949; random order makes pairs of clusters nearly independent.
     """
+    quotas = np.asarray(quotas, np.float64)
     if not (np.isfinite(quotas).all() and (quotas >= 0.0).all()):
         raise InvalidValueError("quotas", expected="finite numbers, none below 0", received=quotas.tolist())
     order = rng.permutation(len(quotas))
@@ -33,7 +35,7 @@ def systematic(quotas: Floats, rng: np.random.Generator) -> Ints:
     if len(cumulated) and abs(cumulated[-1] - round(cumulated[-1])) < _WHOLE:
         cumulated[-1] = round(cumulated[-1])
     taken = np.ceil(cumulated - rng.random())
-    counts = whole.astype(np.int64)
+    counts: Ints = whole.astype(np.int64)
     counts[order] += np.diff(taken, prepend=0.0).astype(np.int64)
     return counts
 
