@@ -8,7 +8,6 @@ import threading
 import msgspec
 import redis
 
-from bandit.errors import CorruptModelError
 from bandit.model import LinearModel, model_from_bytes
 from feature_repo import names
 
@@ -45,7 +44,7 @@ class ServedModel:
             log.info("serving model version %s", champion["version"])
         except redis.RedisError as error:
             log.warning("model check failed, serving goes on as before: %s", error)
-        except (CorruptModelError, msgspec.MsgspecError, KeyError) as error:
+        except (ValueError, msgspec.MsgspecError, KeyError) as error:  # CorruptModelError is a ValueError, and so is a torn pointer's text
             if pointer != self._refused:
                 log.error("refused the promoted model, serving goes on as before: %s", error)  # noqa: TRY400 -- one line, as promised
             self._refused = pointer
