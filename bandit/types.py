@@ -89,9 +89,14 @@ class Profile:
         """Number of clusters."""
         return len(self.cluster_ids)
 
+    @property
+    def actions(self) -> Floats:
+        """Number of actions of each cluster, of all types, (n,)."""
+        return self.action_counts.sum(axis=1)
+
     def query_counts(self) -> Ints:
         """Number of query items of each cluster, (n,)."""
-        return np.diff(self.query_offsets)
+        return self.query_offsets[1:] - self.query_offsets[:-1]
 
     def queries_of(self, cluster: int) -> tuple[list[str], Floats]:
         """Query items of one cluster, by its position, and their weights."""

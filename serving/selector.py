@@ -21,11 +21,11 @@ from bandit.evidence import align
 from bandit.featurize import FEATURE_VERSION, featurize
 from bandit.policies import FALLBACK, Candidates, plan
 from bandit.records import Decision, Query, uuid7
-from bandit.sampling import inclusion, item_propensities, systematic
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from bandit.types import ClusterRewards, Floats, Prior, Profile, Rate
 from serving.connection import connect
 from serving.decision_log import DecisionLog
+from serving.drawing import draw
 from serving.features import FeatureReader
 from serving.served_model import ServedModel
 
@@ -186,24 +186,29 @@ class QuerySelector:
         prior = model.prior if model else self._untrained
         evidence = align(profile, rewards, now, self._half_lives)
         features = featurize(profile, evidence, prior, now, context)
-        limit = np.minimum(profile.query_counts(), self._settings.policy.max_queries_per_cluster).astype(np.float64)
+        limit = np.minimum(profile.query_counts(), float(self._settings.policy.max_queries_per_cluster))
         if caps is not None:
             limit = np.minimum(limit, [max(caps.get(cluster_id, 0), 0) for cluster_id in profile.cluster_ids])
-        rows = np.flatnonzero(limit > 0.0)
-        if not len(rows):
-            return None
         candidates = Candidates(
-            actions=profile.action_counts.sum(axis=1)[rows],
-            importance=profile.importance[rows],
-            evidence=evidence.take(rows),
-            features=features[rows],
+            actions=profile.actions,
+            importance=profile.importance,
+            evidence=evidence,
+            features=features,
             prior=prior,
             model=model,
             exploration=model.manifest.exploration if model else self._exploration,
         )
-        planned = plan(policy, candidates, k, limit[rows])
-        rng = np.random.default_rng(seed)
-        queries = draw(profile, rows, planned.quotas, rng)
+        rows: Sequence[int] = range(len(profile))
+        cluster_ids = profile.cluster_ids
+        if not limit.min() > 0.0:
+            kept = np.flatnonzero(limit > 0.0)
+            if not len(kept):
+                return None
+            rows, candidates, limit = kept.tolist(), candidates.take(kept), limit[kept]
+            cluster_ids = [cluster_ids[row] for row in rows]
+        planned = plan(policy, candidates, k, limit)
+        quotas = planned.quotas.tolist()
+        queries = draw(profile, rows, quotas, np.random.default_rng(seed))
         return Decision(
             decision_id=uuid7(now, hashlib.blake2b(f"{user_id}\0{seed}".encode(), digest_size=10).digest()),
             user_id=user_id,
@@ -213,11 +218,11 @@ class QuerySelector:
             k=k,
             seed=seed,
             feature_version=FEATURE_VERSION,
-            cluster_ids=[profile.cluster_ids[row] for row in rows],
-            features=candidates.features.astype("<f4").tobytes(),
+            cluster_ids=cluster_ids,
+            features=candidates.features.astype("<f4", copy=False).tobytes(),
             scores=planned.scores.tolist(),
-            quotas=planned.quotas.tolist(),
-            caps=limit[rows].tolist(),
+            quotas=quotas,
+            caps=limit.tolist(),
             queries=queries,
             context=context,
             degraded=degraded,
@@ -242,31 +247,6 @@ class QuerySelector:
             logged=False,
             reason=reason,
         )
-
-
-def draw(profile: Profile, rows: np.ndarray[tuple[int], np.dtype[np.int64]], quotas: Floats, rng: np.random.Generator) -> list[Query]:
-    """Draw queries: how many of each cluster by systematic sampling over the quotas, then which items in the same way.
-
-    Args:
-        profile: the user's clusters.
-        rows: positions of the candidates in the profile, (n,).
-        quotas: expected queries of each candidate, (n,).
-        rng: the only source of randomness.
-
-    Returns: queries, each with its exact inclusion probability.
-    """
-    counts = systematic(quotas, rng)
-    queries = []
-    for position in np.flatnonzero(counts):
-        row = int(rows[position])
-        items, weights = profile.queries_of(row)
-        propensities = item_propensities(weights, float(quotas[position]))
-        taken = systematic(inclusion(weights, int(counts[position])), rng)
-        queries += [
-            Query(item_id=items[item], cluster_id=profile.cluster_ids[row], propensity=min(float(propensities[item]), 1.0))
-            for item in np.flatnonzero(taken)
-        ]
-    return queries
 
 
 def _profile_of(fallback: Mapping[str, Sequence[str]] | None) -> Profile | None:
