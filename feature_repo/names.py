@@ -33,10 +33,13 @@ LAST_IMPRESSION_AT = "last_impression_at"
 USER_CLUSTERS_PATH = "data/user_clusters.parquet"
 CLUSTER_REWARDS_PATH = "data/cluster_rewards"
 
-# Redis. A stream is one key, so decisions are spread over partitions by user: p = crc32(user_id) mod PARTITIONS, fixed for ever.
+# Redis. A stream is one key, so both logs are spread over partitions by user (feature_repo/partitions.py), fixed for ever. The braces
+# put all keys of a partition into one hash slot, so that one Lua step may change them together.
 PARTITIONS = 256
 DECISIONS_KEY = "qr:{%d}:decisions"
-RECORD_FIELD = "r"
+FEEDBACK_KEY = "qr:{%d}:feedback"
+RECORD_FIELD = "r"  # of a stream's entry: a Decision or a Feedback
+LINEAGE_FIELD = "l"  # of an entry of the feedback stream: a Reclustering
 CHAMPION_KEY = "qr:model:champion"
 MODEL_KEY = "qr:model:%s"
 LOCK_KEY = "qr:lock:%s"

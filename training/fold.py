@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from bandit.errors import EmptyLogError, InvalidTableError
 from bandit.evidence import HalfLives
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.reward import IMPRESSION, RewardScheme
 from bandit.settings import Settings
 from feature_repo import names
-from training.tables import CLUSTER_REWARDS, DECISIONS, FEEDBACK, FUTURE_TOLERANCE, engine, log_files, read_table, write_table
+from training.tables import CLUSTER_REWARDS, DECISIONS, FEEDBACK, engine, log_files, read_table, write_table
 
 SUMS = [
     names.IMPRESSIONS_SESSION,

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.intake import FUTURE_TOLERANCE
 from feature_repo import names
 
 TIME = pa.timestamp("us", tz="UTC")
-FUTURE_TOLERANCE = 5 * 60 * 1_000_000  # microseconds that another machine's clock may run ahead
 
 EVENTS = "events"  # of a snapshot's user: how many events and draws its sums have counted; not a feature
 

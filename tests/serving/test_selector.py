@@ -20,7 +20,7 @@ from bandit.records import Decision
 from bandit.types import Prior, Rate
 from feature_repo import names
 from serving import QuerySelector, Selection
-from serving.decision_log import partition
+from feature_repo.partitions import partition
 from serving.features import FeatureReader
 from serving.selector import draw
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over

@@ -16,7 +16,8 @@ from bandit.records import Decision
 from bandit.settings import Settings
 from feature_repo import names
 from serving.connection import connect
-from serving.decision_log import DecisionLog, partition
+from feature_repo.partitions import partition
+from serving.decision_log import DecisionLog
 from tests.conftest import Deployment
 from tests.tables_made import DAY, MINUTE, NOW, decision, feedback, write_feedback
 from training import decisions as step
