@@ -85,11 +85,11 @@ def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = 
 @app.command()
 def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Move decisions out of Redis, and join those whose window has closed with their feedback."""
-    from training import decisions  # noqa: PLC0415
+    from training import archive  # noqa: PLC0415
     from training import join as step  # noqa: PLC0415
 
     def run(settings: Settings) -> object:
-        decisions.move_decisions(settings)
+        archive.move_logs(settings)
         return step.join(settings, as_of=_time(as_of))
 
     _run("join", settings_file, as_json, run)

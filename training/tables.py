@@ -56,6 +56,8 @@ DECISIONS = pa.schema(
     ]
 )
 
+DEAD_LETTERS = pa.schema([("stream", pa.string()), ("entry_id", pa.string()), ("record", pa.binary()), ("reason", pa.string())])
+
 _STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
 SNAPSHOT_TIME = pa.timestamp("us")  # Feast reads naive times as UTC; with a zone, DuckDB would cast them by the machine's own
 USER_CLUSTERS = pa.schema(
@@ -99,7 +101,7 @@ def log_files(folder: Path, log: str, schema: pa.Schema) -> list[str]:
 
     Raises: EmptyLogError when there are none or all are empty; InvalidTableError for a file that breaks the schema.
     """
-    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    files = sorted(str(file) for file in folder.rglob("*.parquet"))
     rows = 0
     for file in files:
         footer = _footer(file)
