@@ -90,10 +90,6 @@ class UserSums:
         """Ids in order of the rows."""
         return list(self._rows)
 
-    def has_room(self, cluster_id: str) -> bool:
-        """Whether an event of this cluster may be added: a user's clusters are bounded."""
-        return cluster_id in self._rows or len(self._rows) < MAX_CLUSTERS
-
     def add(self, terms: Iterable[Term]) -> None:
         """Add events and draws, in any order, of any time."""
         terms = list(terms)

@@ -51,6 +51,13 @@ class Batch:
         """Rows to write."""
         return len(self.decisions) + len(self.feedback) + len(self.dead)
 
+    def extend(self, later: Batch) -> None:
+        """Take the entries of a batch that came after this one."""
+        self.decisions += later.decisions
+        self.feedback += later.feedback
+        self.dead += later.dead
+        self.positions |= later.positions
+
     def write(self, data: Path) -> None:
         """Leave the rows on disk, in a folder for each day of arrival. Files are named by what they hold, so that none replaces another."""
         arrived = max((arrival(position) for position in self.positions.values()), default=0)

@@ -54,7 +54,11 @@ class RewardRows:
         self._time = f"_ts:{view}".encode()
         self._field: dict[str, bytes] = {name: _mmh3(f"{view}:{name}") for name in _FIELDS}
         self._action_types = Value(string_list_val=StringList(val=action_types)).SerializeToString()
-        self._script = client.script_load(_WRITE)
+        self._script = ""
+
+    def prepare(self) -> None:
+        """Load the script; to be done again when Redis was started anew."""
+        self._script = self._client.script_load(_WRITE)
 
     def key(self, user_id: str) -> bytes:
         """Redis key of the user's hash, which all views of the entity share."""

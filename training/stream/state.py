@@ -82,7 +82,11 @@ class StreamState:
         """window: how late an event may arrive, microseconds; folding: what sums must have been made with to be of use."""
         self._client, self._window, self.folding = client, window, folding
         self._bucket = max(window // 2, 1)
-        self._commit = client.script_load(_COMMIT)
+        self._commit = ""
+
+    def prepare(self) -> None:
+        """Load the script; to be done again when Redis was started anew."""
+        self._commit = self._client.script_load(_COMMIT)
 
     def load(self, fences: Mapping[int, int]) -> tuple[dict[int, Partition], dict[int, list[str]]]:
         """Partitions that have a state, and the users of the last commit of each; one that is missing must be made anew."""
