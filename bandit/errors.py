@@ -59,6 +59,16 @@ class BacklogFullError(QueryRewardsError, BlockingIOError):
         super().__init__(f"feedback stream {partition}: {waiting} entries wait to be folded, at most {limit} may; record the events again")
 
 
+class StreamDiffersError(QueryRewardsError, RuntimeError):
+    """Users whose sums in the stream are not those of the batch fold over the same events."""
+
+    def __init__(self, differing: int, users: int) -> None:
+        self.differing, self.users = differing, users
+        super().__init__(
+            f"{differing} of {users} users differ: `query-rewards stream --rebuild` makes the stream's sums anew from the logs"
+        )
+
+
 class FeatureStoreError(QueryRewardsError, RuntimeError):
     """Feast refused: nothing applied yet, or a row that does not fit its own lengths."""
 

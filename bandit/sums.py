@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from bandit.evidence import HalfLives
 from bandit.lineage import Reclustering, credit
@@ -165,10 +166,16 @@ class UserSums:
     def to_bytes(self) -> bytes:
         """MessagePack; clusters that have faded to nothing are left out once there are many."""
         if len(self._rows) > MAX_CLUSTERS // 5:
-            alive = (self.values[:, [_IMPRESSIONS_LONG, _DRAWS_SESSION]] > _FADED).any(axis=1) | (self.action_sums > _FADED).any(axis=1)
+            alive: npt.NDArray[np.bool_] = np.max(self.values[:, _DRAWS_SESSION:], axis=1) > _FADED
             self._keep([cluster_id for cluster_id, row in self._rows.items() if alive[row]])
         return _encoder.encode(
-            _Stored(self.as_of, self.cluster_ids, self.values.astype("<f8").tobytes(), self.last_impression_at.astype("<i8").tobytes(), self.lineage)
+            _Stored(
+                self.as_of,
+                self.cluster_ids,
+                self.values.astype("<f8").tobytes(),
+                self.last_impression_at.astype("<i8").tobytes(),
+                self.lineage,
+            )
         )
 
     @classmethod

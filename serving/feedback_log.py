@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import msgspec
 import redis
 
 from bandit.errors import BacklogFullError
-from bandit.intake import Intake
+from bandit.intake import MAX_ID_BYTES, MAX_RECORD_BYTES, Intake
 from bandit.records import Feedback
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
@@ -26,6 +26,7 @@ _PAUSE_SECONDS = 0.02  # between two looks at a full backlog
 _FSYNC_CHECKED = (7, 0, 0)  # before, `appendfsync always` does not look at what fsync returned
 _WAITAOF = (7, 4, 6)
 _WAITAOF_MILLISECONDS = 1000
+Event: TypeAlias = Feedback | Mapping[str, Any] | bytes
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -80,11 +81,11 @@ class FeedbackLog:
         """Close the connections."""
         self._client.close()
 
-    def record(self, events: Sequence[Feedback | Mapping[str, Any]], *, now: int | None = None, wait_seconds: float = 5.0) -> Recorded:
+    def record(self, events: Sequence[Event], *, now: int | None = None, wait_seconds: float = 5.0) -> Recorded:
         """Append events; those that cannot be counted are named in `refused`, the others are taken.
 
         Args:
-            events: records, or mappings with the same fields.
+            events: records, mappings with the same fields, or such as JSON.
             now: UTC microseconds, to judge times by; the clock if None.
             wait_seconds: how long to wait while a partition's backlog is full.
 
@@ -154,15 +155,19 @@ def _durability(client: redis.Redis) -> str:
     return "waitaof" if version >= _WAITAOF else ""
 
 
-def _event(given: Feedback | Mapping[str, Any]) -> Feedback | str:
+def _event(given: Event) -> Feedback | str:
     if isinstance(given, Feedback):
         return given
     try:
-        return msgspec.convert(given, Feedback)
-    except msgspec.ValidationError as error:
+        if not isinstance(given, bytes):
+            return msgspec.convert(given, Feedback)
+        if len(given) > MAX_RECORD_BYTES:
+            return f"{len(given)} bytes, expected at most {MAX_RECORD_BYTES}"
+        return msgspec.json.decode(given, type=Feedback)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return str(error)
 
 
-def _id_of(given: Any) -> str:  # noqa: ANN401 -- what was given may be anything
+def _id_of(given: Event) -> str:
     held = given.event_id if isinstance(given, Feedback) else given.get("event_id", "") if isinstance(given, Mapping) else ""
-    return held[:256] if isinstance(held, str) else ""
+    return held[:MAX_ID_BYTES] if isinstance(held, str) else ""

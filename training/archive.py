@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from bandit.errors import InvalidValueError
 from bandit.intake import FUTURE_TOLERANCE
 from bandit.model import sha256
 from bandit.records import Decision, Feedback
@@ -68,7 +66,7 @@ class Batch:
         ):
             rows = getattr(self, log.partition("_")[0])
             if rows:
-                write_table(table(rows), data / log / _file_name(arrived, ids))  # type: ignore[operator]
+                write_table(table(rows), data / log / _file_name(arrived, ids))
 
     def trim(self, client: redis.Redis) -> None:
         """Remove what was written from the streams."""

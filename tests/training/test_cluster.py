@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.intake import FUTURE_TOLERANCE
 from bandit.errors import InvalidTableError
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.settings import Settings
 from feature_repo import names
 from tests.conftest import Deployment

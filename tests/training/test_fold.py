@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.intake import FUTURE_TOLERANCE
 from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from feature_repo import names

@@ -41,7 +41,11 @@ _RETRY_SECONDS = 0.2
 _DEAD_RECORD_KEPT = 1024  # bytes in Redis; Parquet keeps more
 _FEEDBACK_STREAMS = [names.FEEDBACK_KEY % number for number in range(names.PARTITIONS)]
 _DECISION_STREAMS = [names.DECISIONS_KEY % number for number in range(names.PARTITIONS)]
-_PLACES = {key.encode(): (number, is_feedback) for is_feedback, keys in ((True, _FEEDBACK_STREAMS), (False, _DECISION_STREAMS)) for number, key in enumerate(keys)}
+_PLACES = {
+    key.encode(): (number, is_feedback)
+    for is_feedback, keys in ((True, _FEEDBACK_STREAMS), (False, _DECISION_STREAMS))
+    for number, key in enumerate(keys)
+}
 _RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
 _reclustering = msgspec.msgpack.Decoder(Reclustering)
 

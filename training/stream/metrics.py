@@ -17,7 +17,9 @@ class StreamMetrics:
         self.failures = Counter("qr_stream_redis_failures_total", "Steps that Redis broke off, to be done again", registry=registry)
         self.step_seconds = Histogram("qr_stream_step_seconds", "Time of one step that had entries", registry=registry)
         self.lag_seconds = Gauge("qr_stream_lag_seconds", "From the oldest entry's arrival to its commit, last step", registry=registry)
-        self.backlog = Gauge("qr_stream_backlog_entries", "Entries in the owned streams: not folded, or not in Parquet yet", registry=registry)
+        self.backlog = Gauge(
+            "qr_stream_backlog_entries", "Entries in the owned streams: not folded, or not in Parquet yet", registry=registry
+        )
         self.partitions = Gauge("qr_stream_partitions", "Partitions owned by this process", registry=registry)
         self.idle = False
 
@@ -32,14 +34,18 @@ class StreamMetrics:
 
     def total(self, counter: Counter) -> int:
         """What a counter has come to."""
-        return int(counter.collect()[0].samples[0].value)
+        return int(_value(counter))
 
     def line(self) -> str:
         """One line for a screen."""
-        partitions, lag = (int(self.partitions.collect()[0].samples[0].value), self.lag_seconds.collect()[0].samples[0].value)
+        partitions, lag = int(_value(self.partitions)), _value(self.lag_seconds)
         counts = f"{self.total(self.entries):,} entries, {self.total(self.duplicates):,} repeated, {self.total(self.dead_letters):,} dead"
         return f"{partitions} partitions, {counts}, lag {lag * 1000:.0f} ms"
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
         """Answer GET /metrics in a thread, on the loopback interface."""
         start_http_server(port, addr=host, registry=self.registry)
+
+
+def _value(metric: Counter | Gauge) -> float:
+    return next(iter(metric.collect())).samples[0].value

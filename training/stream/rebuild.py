@@ -64,23 +64,26 @@ def rebuild(
     return users
 
 
-def users_from_logs(settings: Settings, folding: Folding, extra: pa.Table | None = None) -> Iterator[tuple[str, UserSums]]:
+def users_from_logs(
+    settings: Settings, folding: Folding, events: pa.Table | None = None, decisions: pa.Table | None = None
+) -> Iterator[tuple[str, UserSums]]:
     """Each user's sums by the batch fold, at the time of the log's latest event.
 
     Args:
         settings: where the logs are.
         folding: weights and half-lives.
-        extra: events beside those of the log, `FEEDBACK` rows.
+        events: beside those of the log, `FEEDBACK` rows.
+        decisions: beside those of the log, `DECISIONS` rows.
     """
     connection = engine()
-    events = _events(settings, connection, extra)
-    draws = read_draws(connection, settings.data_path / "decisions")
-    latest = events.aggregate(at=epoch_us(events.occurred_at.max())).union(draws.aggregate(at=epoch_us(draws.drawn_at.max())))
+    happened = _events(settings, connection, events)
+    draws = read_draws(connection, settings.data_path / "decisions", decisions)
+    latest = happened.aggregate(at=epoch_us(happened.occurred_at.max())).union(draws.aggregate(at=epoch_us(draws.drawn_at.max())))
     as_of = latest.at.max().to_pyarrow().as_py()
     if as_of is None:
         return
     history = read_lineage(settings, 2**63 - 1)
-    by_cluster = sums(events, draws, as_of=as_of, half_lives=folding.half_lives, scheme=folding.scheme, lineage=history)
+    by_cluster = sums(happened, draws, as_of=as_of, half_lives=folding.half_lives, scheme=folding.scheme, lineage=history)
     actions = folding.scheme.action_types
     for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_pyarrow_batches():
         for row in batch.to_pylist():
@@ -94,7 +97,9 @@ def users_from_logs(settings: Settings, folding: Folding, extra: pa.Table | None
 def _events(settings: Settings, connection: ibis.BaseBackend, extra: pa.Table | None) -> ibis.expr.types.Table:
     rest = ibis.memtable(extra if extra is not None else FEEDBACK.empty_table())
     try:
-        return connection.read_parquet(log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)).select(FEEDBACK.names).union(rest)
+        return (
+            connection.read_parquet(log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)).select(FEEDBACK.names).union(rest)
+        )
     except EmptyLogError:
         return rest
 

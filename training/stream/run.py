@@ -35,9 +35,7 @@ def open_consumer(settings: Settings, metrics: StreamMetrics) -> Consumer:
     return Consumer(settings, client, online_rows(settings, client), metrics)
 
 
-def stream(
-    settings: Settings, *, once: bool, rebuild: bool, metrics_port: int, say: Callable[[str], None] = lambda line: None
-) -> Streamed:
+def stream(settings: Settings, *, once: bool, rebuild: bool, metrics_port: int, say: Callable[[str], None] = lambda line: None) -> Streamed:
     """Fold until SIGTERM or SIGINT comes.
 
     Args:
@@ -59,8 +57,14 @@ def stream(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+
     def stop() -> bool:
         say(metrics.line())
         return stopped.is_set() or (once and metrics.idle)
+
     consumer.run(stop)
-    return Streamed(entries=metrics.total(metrics.entries), duplicates=metrics.total(metrics.duplicates), dead_letters=metrics.total(metrics.dead_letters))
+    return Streamed(
+        entries=metrics.total(metrics.entries),
+        duplicates=metrics.total(metrics.duplicates),
+        dead_letters=metrics.total(metrics.dead_letters),
+    )

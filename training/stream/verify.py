@@ -15,10 +15,9 @@ from bandit.settings import Settings
 from bandit.sums import Folding, UserSums
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
-from feature_repo.partitions import partition
 from training.archive import arrival, stream_entries
 from training.connection import connect, translated
-from training.decisions import read_decision
+from training.decisions import decision_table, read_decision
 from training.feature_store import online_rows
 from training.feedback import feedback_table
 from training.stream.rebuild import users_from_logs
@@ -49,7 +48,8 @@ def verify(settings: Settings) -> Verified:
     client = connect(settings.redis_url)
     folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())
     suspects: Collection[str] | None = None
-    largest, users, problems = 0.0, 0, {}
+    largest, users = 0.0, 0
+    problems: dict[str, str] = {}
     with translated(settings.redis_url):
         for number in range(_ROUNDS):
             if number:
@@ -72,7 +72,7 @@ def verify(settings: Settings) -> Verified:
         return Verified(users=users, waiting=_waiting(client), largest=largest, differing=problems)
 
 
-def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tuple[dict[str, UserSums], pa.Table, list[Decision]]:
+def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tuple[dict[str, UserSums], pa.Table, pa.Table]:
     """Sums of every user, and the folded entries that are still in the streams: they may not be in Parquet yet.
 
     In this order (sums, streams, and then the logs), what leaves a stream in between is in the logs.
@@ -96,7 +96,7 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
             decision = read_decision(fields.get(names.RECORD_FIELD.encode(), b""))
             if isinstance(decision, Decision):
                 decided.append(decision)
-    return found, feedback_table(events), decided
+    return found, feedback_table(events), decision_table(decided)
 
 
 def _folded(client: redis.Redis, stream: str, last: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
@@ -132,7 +132,9 @@ def _compare(stream: UserSums | None, batch: UserSums | None, row: ClusterReward
     allowed = RELATIVE * np.maximum(np.abs(left), np.abs(right)) + _ABSOLUTE
     alone = np.array([cluster not in stream.cluster_ids for cluster in ids])
     allowed[alone] = _FADED
-    at, until = ({cluster: int(last) for cluster, last in zip(one.cluster_ids, one.last_impression_at, strict=True)} for one in (stream, batch))
+    at, until = (
+        {cluster: int(last) for cluster, last in zip(one.cluster_ids, one.last_impression_at, strict=True)} for one in (stream, batch)
+    )
     if any(at[cluster] != until.get(cluster, 0) for cluster in at):
         return f"last impressions {at} in the stream, {until} in the batch fold", 0.0
     if (gap > allowed).any():
