@@ -99,7 +99,9 @@ class UserSums:
         for cluster_id, code, at in terms:
             age = at - self.as_of
             for credited, share in credit(cluster_id, at, self.lineage).items() if self.lineage else ((cluster_id, 1.0),):
-                row = self._row(credited)
+                row = self._rows.get(credited, -1)
+                if row < 0:
+                    row = self._row(credited)
                 values, now = self.values, share * 2.0 ** (age / session)
                 if code == DRAW:
                     values[row, _DRAWS_SESSION] += now

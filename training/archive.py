@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE
+from bandit.intake import FUTURE_TOLERANCE, Intake
+from bandit.lineage import Reclustering
 from bandit.model import sha256
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
@@ -23,6 +25,9 @@ from training.tables import DEAD_LETTERS, write_table
 
 _READ_AT_ONCE = 1000
 _ROWS_PER_FILE = 50_000
+_DECISIONS = names.DECISIONS_KEY.rpartition(":")[2]
+_RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
+_reclustering = msgspec.msgpack.Decoder(Reclustering)
 _RECORD_KEPT = 64 * 1024  # bytes of a dead record that are kept
 
 
@@ -48,6 +53,16 @@ class Batch:
     def __len__(self) -> int:
         """Rows to write."""
         return len(self.decisions) + len(self.feedback) + len(self.dead)
+
+    def add(self, stream: str, entry_id: str, held: Decision | Feedback | Reclustering | str, record: bytes) -> None:
+        """Put an entry where it belongs: `held` is what its record holds, or why it cannot be counted. Lineage has a log of its own."""
+        self.positions[stream] = entry_id
+        if isinstance(held, Feedback):
+            self.feedback.append(held)
+        elif isinstance(held, Decision):
+            self.decisions.append(held)
+        elif isinstance(held, str):
+            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=held))
 
     def extend(self, later: Batch) -> None:
         """Take the entries of a batch that came after this one."""
@@ -114,30 +129,27 @@ def move_logs(settings: Settings) -> Moved:
     with translated(settings.redis_url):
         client.delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
         for stream, entry_id, fields in _entries(client):
-            record = fields.get(names.RECORD_FIELD.encode(), b"")
-            read: Decision | Feedback | str
-            if stream.endswith(":decisions"):
-                read = read_decision(record)
-            elif names.LINEAGE_FIELD.encode() in fields:
-                read = ""
-            else:
-                read = intake.read(record, arrival(entry_id))
-            add(batch, stream, entry_id, read, record)
+            batch.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), fields.get(_RECORD, b""))
             if len(batch) >= _ROWS_PER_FILE:
                 put_away()
         put_away()
     return moved
 
 
-def add(batch: Batch, stream: str, entry_id: str, read: Decision | Feedback | str, record: bytes) -> None:
-    """Put an entry where it belongs: `read` is what its record holds, or why it cannot be counted, or empty for nothing to keep."""
-    batch.positions[stream] = entry_id
-    if isinstance(read, Decision):
-        batch.decisions.append(read)
-    elif isinstance(read, Feedback):
-        batch.feedback.append(read)
-    elif read:
-        batch.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=read))
+def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
+    """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
+    if stream.endswith(_DECISIONS):
+        decision, arrived = read_decision(fields.get(_RECORD, b"")), arrival(entry_id)
+        if isinstance(decision, Decision) and decision.decided_at > arrived + FUTURE_TOLERANCE:
+            return f"decided_at: {decision.decided_at} is in the future"
+        return decision
+    if _LINEAGE in fields:
+        try:
+            change: Reclustering = _reclustering.decode(fields[_LINEAGE])
+        except (msgspec.MsgspecError, ValueError) as error:
+            return f"not a reclustering: {error}"
+        return change
+    return intake.read(fields.get(_RECORD, b""), arrival(entry_id))
 
 
 def arrival(entry_id: str) -> int:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import redis
 
 from bandit.lineage import Reclustering
 from bandit.records import Decision, Feedback
-from training.archive import Batch, add
+from training.archive import Batch
 
 log = logging.getLogger(__name__)
 
 _ROWS_PER_FILE = 50_000
+_NEVER = 0, 0
 _ROWS_HELD = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded while a disk is slow or full
 
-Entry = tuple[str, str, Decision | Feedback | Reclustering | str, bytes]
-"""Stream, entry id, what the record holds (or why it cannot be counted), and the record."""
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """An entry of a stream: what its record holds, or why it cannot be counted; `key` tells a repetition, empty for none."""
+
+    stream: str
+    id: str
+    held: Decision | Feedback | Reclustering | str
+    record: bytes
+    key: bytes = b""
 
 
 class Archiver:
@@ -35,15 +44,15 @@ class Archiver:
         self._since = clock()
         self._writing: tuple[Batch, Future[None]] | None = None
 
-    def add(self, entry: Entry) -> None:
-        """Take an entry that was folded. One that was taken before is left out: after a lost connection entries come again."""
-        stream, entry_id, held, record = entry
-        milliseconds, sequence = entry_id.split("-")
-        place = int(milliseconds), int(sequence)
-        if place <= self._last.get(stream, (0, 0)):
-            return
-        self._last[stream] = place
-        add(self._batch, stream, entry_id, "" if isinstance(held, Reclustering) else held, record)
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Take entries of one stream that were folded, in its order. Those that were taken before, and came again, are left out."""
+        stream, last = entries[0].stream, _place(entries[-1].id)
+        taken = self._last.get(stream, _NEVER)
+        if _place(entries[0].id) <= taken:
+            entries = [entry for entry in entries if _place(entry.id) > taken]
+        self._last[stream] = max(last, taken)
+        for entry in entries:
+            self._batch.add(stream, entry.id, entry.held, entry.record)
 
     def put_away_if_due(self) -> None:
         """Begin to write when it is time. When writing cannot keep up, or fails, wait for it."""
@@ -93,3 +102,8 @@ class Archiver:
             batch.trim(self._client)
         except redis.RedisError as error:  # the next owner writes these entries once more, and they count once
             log.warning("written, but not trimmed: %s", error)
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence)

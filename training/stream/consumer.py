@@ -7,24 +7,25 @@ step is simply done again: nothing that this process holds in memory counts.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
-import msgspec
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE
 from bandit.lineage import Reclustering
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from bandit.sums import DRAW, MAX_CLUSTERS, Folding, Term, UserSums
 from feature_repo import names
-from training.archive import arrival, stream_entries
-from training.decisions import read_decision
+from training.archive import arrival, read_entry, stream_entries
 from training.stream.archiver import Archiver, Entry
 from training.stream.leases import Leases
 from training.stream.metrics import StreamMetrics
@@ -46,8 +47,8 @@ _PLACES = {
     for is_feedback, keys in ((True, _FEEDBACK_STREAMS), (False, _DECISION_STREAMS))
     for number, key in enumerate(keys)
 }
-_RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
-_reclustering = msgspec.msgpack.Decoder(Reclustering)
+_RECORD = names.RECORD_FIELD.encode()
+_stream_of = attrgetter("stream")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,15 +120,16 @@ class Consumer:
             self._prepared = True
         if self._leases.due:
             self._balance()
-        started = time.monotonic()
         works = self._read(block=block)
+        started = time.monotonic()
         if works:
-            self._look_up(works)
-            for work in works:
-                self._fold(work)
-            self._commit(works)
+            with _uncollected():
+                self._look_up(works)
+                for work in works:
+                    self._fold(work)
+                self._commit(works)
         count = sum(len(work.entries) for work in works)
-        oldest = min((arrival(work.entries[0][1]) for work in works), default=None)
+        oldest = min((arrival(work.entries[0].id) for work in works), default=None)
         lag = time.time() - oldest / 1e6 if oldest is not None else 0.0
         self._metrics.observe(count, time.monotonic() - started, max(lag, 0.0), len(self._owned))
         self._archiver.put_away_if_due()
@@ -169,7 +171,7 @@ class Consumer:
         for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions)):
             if last != "0-0":
                 for entry_id, fields in stream_entries(self._client, stream, last):
-                    self._archiver.add(self._entry(stream, entry_id, fields))
+                    self._archiver.add([self._entry(stream, entry_id, fields)])
 
     def _read(self, *, block: bool) -> list[_Work]:
         if not self._owned:
@@ -192,27 +194,21 @@ class Consumer:
         return list(works.values())
 
     def _entry(self, stream: str, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
-        record = fields.get(_RECORD, b"")
-        arrived = arrival(entry_id)
-        if stream.endswith("s"):  # decisions
-            decision = read_decision(record)
-            if isinstance(decision, Decision) and decision.decided_at > arrived + FUTURE_TOLERANCE:
-                return stream, entry_id, f"decided_at: {decision.decided_at} is in the future", record
-            return stream, entry_id, decision, record
-        if _LINEAGE in fields:
-            try:
-                return stream, entry_id, _reclustering.decode(fields[_LINEAGE]), record
-            except (msgspec.MsgspecError, ValueError) as error:
-                return stream, entry_id, f"not a reclustering: {error}", fields[_LINEAGE]
-        return stream, entry_id, self._intake.read(record, arrived), record
+        held = read_entry(stream, entry_id, fields, self._intake)
+        key = b""
+        if isinstance(held, Feedback):
+            key = event_key(held.event_id)
+        elif isinstance(held, Decision):
+            key = decision_key(held.decision_id)
+        return Entry(stream, entry_id, held, fields.get(_RECORD, b""), key)
 
     def _look_up(self, works: list[_Work]) -> None:
         """One round trip: which ids are known, and the sums of every user."""
         pipeline = self._client.pipeline(transaction=False)
         asked = []
         for work in works:
-            ids = list(dict.fromkeys(key for _, _, held, _ in work.entries for key in _keys(held)))
-            users = list(dict.fromkeys(held.user_id for _, _, held, _ in work.entries if not isinstance(held, str)))
+            ids = list(dict.fromkeys(entry.key for entry in work.entries if entry.key))
+            users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, str)]))
             answers = self._state.seen(pipeline, work.partition, ids) if ids else 0
             if users:
                 pipeline.mget([names.SUMS_KEY % (work.partition.number, user) for user in users])
@@ -227,35 +223,43 @@ class Consumer:
     def _fold(self, work: _Work) -> None:
         terms: dict[str, list[Term]] = {}
         clusters: dict[str, set[str]] = {}
-        for place, (stream, entry_id, held, record) in enumerate(work.entries):
+        known, ids, changed, sums = work.known, work.ids, work.changed, work.sums
+        for place, entry in enumerate(work.entries):
+            held, key = entry.held, entry.key
             if isinstance(held, str):
-                work.dead.append((record[:_DEAD_RECORD_KEPT], held))
+                work.dead.append((entry.record[:_DEAD_RECORD_KEPT], held))
                 continue
             user = held.user_id
             if isinstance(held, Reclustering):  # in its place among the events: those before it follow it
                 if terms.get(user):
-                    work.sums[user].add(terms.pop(user))
-                work.sums[user].recluster(held)
-                work.changed[user] = None
+                    sums[user].add(terms.pop(user))
+                sums[user].recluster(held)
+                changed[user] = None
                 continue
-            (key,) = _keys(held)
-            if key in work.known or key in work.ids:
+            if key in known or key in ids:
                 self._metrics.duplicates.inc()
                 continue
             news = _terms(held, self._codes)
-            room = clusters.setdefault(user, set(work.sums[user].cluster_ids))
-            room.update(term.cluster_id for term in news)
-            if len(room) > MAX_CLUSTERS:
-                room.difference_update(term.cluster_id for term in news)
+            room = clusters.get(user)
+            if room is None:
+                room = clusters[user] = set(sums[user].cluster_ids)
+            before = len(room)
+            room.update([term.cluster_id for term in news])
+            if before < len(room) > MAX_CLUSTERS:
+                room.difference_update([term.cluster_id for term in news if term.cluster_id not in sums[user].cluster_ids])
                 reason = f"cluster_id: user {user!r} has {MAX_CLUSTERS} clusters already"
-                work.entries[place] = stream, entry_id, reason, record
-                work.dead.append((record[:_DEAD_RECORD_KEPT], reason))
+                work.entries[place] = Entry(entry.stream, entry.id, reason, entry.record)
+                work.dead.append((entry.record[:_DEAD_RECORD_KEPT], reason))
                 continue
-            work.ids[key] = None
-            work.changed[user] = None
-            terms.setdefault(user, []).extend(news)
+            ids[key] = None
+            changed[user] = None
+            pending = terms.get(user)
+            if pending is None:
+                terms[user] = news
+            else:
+                pending += news
         for user, pending in terms.items():
-            work.sums[user].add(pending)
+            sums[user].add(pending)
 
     def _commit(self, works: list[_Work]) -> None:
         """Commit, then overwrite the rows of those that were taken; a partition whose commit is refused is another's now."""
@@ -268,7 +272,7 @@ class Consumer:
                 dead=work.dead,
                 sums={user: work.sums[user].to_bytes() for user in work.changed},
             )
-            self._state.commit(pipeline, work.partition, change, arrival(work.entries[-1][1]))
+            self._state.commit(pipeline, work.partition, change, arrival(work.entries[-1].id))
         rows = self._client.pipeline(transaction=False)
         for work, taken in zip(works, pipeline.execute(), strict=True):
             held = work.partition
@@ -278,20 +282,24 @@ class Consumer:
                 continue
             held.commits += 1
             held.feedback, held.decisions = work.feedback or held.feedback, work.decisions or held.decisions
-            for entry in work.entries:
-                self._archiver.add(entry)
+            for _, entries in groupby(work.entries, key=_stream_of):
+                self._archiver.add(list(entries))
             self._metrics.dead_letters.inc(len(work.dead))
             for user in work.changed:
                 self._rows.write(rows, user, work.sums[user], held.version)
         rows.execute()
 
 
-def _keys(held: Decision | Feedback | Reclustering | str) -> Iterator[bytes]:
-    """What tells a repetition: nothing for those that may be repeated, or count for nothing."""
-    if isinstance(held, Feedback):
-        yield event_key(held.event_id)
-    elif isinstance(held, Decision):
-        yield decision_key(held.decision_id)
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """A step makes many objects and no cycles: the collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _terms(held: Feedback | Decision, codes: dict[str, int]) -> list[Term]:

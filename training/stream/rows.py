@@ -9,6 +9,7 @@ through Feast.
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ _FLOATS = (
     names.DRAWS_SESSION,
     names.ACTION_SUMS,
 )
+_KEYS_KEPT = 100_000  # of users; the key of one takes Feast as long as the rest of its row
 _FIELDS = (*_FLOATS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
 
 
@@ -55,12 +57,13 @@ class RewardRows:
         self._field: dict[str, bytes] = {name: _mmh3(f"{view}:{name}") for name in _FIELDS}
         self._action_types = Value(string_list_val=StringList(val=action_types)).SerializeToString()
         self._script = ""
+        self.key = lru_cache(_KEYS_KEPT)(self._key)
 
     def prepare(self) -> None:
         """Load the script; to be done again when Redis was started anew."""
         self._script = self._client.script_load(_WRITE)
 
-    def key(self, user_id: str) -> bytes:
+    def _key(self, user_id: str) -> bytes:
         """Redis key of the user's hash, which all views of the entity share."""
         entity = EntityKey(join_keys=[names.JOIN_KEY], entity_values=[Value(string_val=user_id)])
         return bytes(_redis_key(self._project, entity, entity_key_serialization_version=self._version))
@@ -78,11 +81,11 @@ class RewardRows:
         seconds, microseconds = divmod(rewards.as_of, 1_000_000)
         arguments = [self._time, Timestamp(seconds=seconds, nanos=microseconds * 1000).SerializeToString()]
         for name in _FLOATS[:-1]:
-            arguments += [field[name], _doubles(getattr(rewards, name))]
-        arguments += [field[names.ACTION_SUMS], _doubles(sums.action_sums.ravel())]
-        arguments += [field[names.AS_OF], Value(int64_val=rewards.as_of).SerializeToString()]
-        arguments += [field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=rewards.cluster_ids)).SerializeToString()]
-        arguments += [field[names.ACTION_TYPES], self._action_types]
+            arguments += field[name], _doubles(getattr(rewards, name))
+        arguments += field[names.ACTION_SUMS], _doubles(sums.action_sums)
+        arguments += field[names.AS_OF], Value(int64_val=rewards.as_of).SerializeToString()
+        arguments += field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=rewards.cluster_ids)).SerializeToString()
+        arguments += field[names.ACTION_TYPES], self._action_types
         last = Value(int64_list_val=Int64List(val=rewards.last_impression_at.tolist())).SerializeToString()
         return [*arguments, field[names.LAST_IMPRESSION_AT], last]
 
@@ -105,4 +108,13 @@ class RewardRows:
 
 
 def _doubles(values: np.ndarray[Any, np.dtype[np.float64]]) -> bytes:
-    return bytes(Value(double_list_val=DoubleList(val=values.tolist())).SerializeToString())
+    """`Value(double_list_val=DoubleList(val=values))` on the wire: packed doubles are their own bytes behind two tags and lengths."""
+    packed = values.astype("<f8", copy=False).tobytes()
+    return _head(len(packed)) + packed
+
+
+@lru_cache(_KEYS_KEPT)
+def _head(length: int) -> bytes:
+    """What stands before that many bytes of packed doubles."""
+    whole: bytes = Value(double_list_val=DoubleList(val=[0.0] * (length // 8))).SerializeToString()
+    return whole[: len(whole) - length]

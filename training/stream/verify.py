@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import redis
 
-from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from bandit.sums import Folding, UserSums
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
-from training.archive import arrival, stream_entries
+from training.archive import Batch, read_entry, stream_entries
 from training.connection import connect, translated
-from training.decisions import decision_table, read_decision
+from training.decisions import decision_table
 from training.feature_store import online_rows
 from training.feedback import feedback_table
 from training.stream.rebuild import users_from_logs
@@ -86,21 +85,13 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
         for key, data in zip(some, client.mget(some), strict=True):
             if data is not None:
                 found[key.split(b":", 3)[3].decode()] = UserSums(folding, data)
-    intake, events, decided = settings.intake(), [], []
+    intake, left = settings.intake(), Batch()
     for held in positions.values():
-        for entry_id, fields in _folded(client, names.FEEDBACK_KEY % held.number, held.feedback):
-            event = intake.read(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
-            if isinstance(event, Feedback):
-                events.append(event)
-        for _, fields in _folded(client, names.DECISIONS_KEY % held.number, held.decisions):
-            decision = read_decision(fields.get(names.RECORD_FIELD.encode(), b""))
-            if isinstance(decision, Decision):
-                decided.append(decision)
-    return found, feedback_table(events), decision_table(decided)
-
-
-def _folded(client: redis.Redis, stream: str, last: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
-    return iter(()) if last == "0-0" else stream_entries(client, stream, last)
+        for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
+            if last != "0-0":
+                for entry_id, fields in stream_entries(client, stream, last):
+                    left.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), b"")
+    return found, feedback_table(left.feedback), decision_table(left.decisions)
 
 
 def _waiting(client: redis.Redis) -> int:
