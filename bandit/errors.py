@@ -51,6 +51,24 @@ class DependencyAwayError(QueryRewardsError, ConnectionError):
         super().__init__(f"{service} at {place} is away: {reason}")
 
 
+class BacklogFullError(QueryRewardsError, BlockingIOError):
+    """The feedback stream holds more than may wait: nothing of the call was taken, and the caller keeps it and tries again."""
+
+    def __init__(self, partition: int, waiting: int, limit: int) -> None:
+        self.partition, self.waiting, self.limit = partition, waiting, limit
+        super().__init__(f"feedback stream {partition}: {waiting} entries wait to be folded, at most {limit} may; record the events again")
+
+
+class StreamDiffersError(QueryRewardsError, RuntimeError):
+    """Users whose sums in the stream are not those of the batch fold over the same events."""
+
+    def __init__(self, differing: int, users: int) -> None:
+        self.differing, self.users = differing, users
+        super().__init__(
+            f"{differing} of {users} users differ: `query-rewards stream --rebuild` makes the stream's sums anew from the logs"
+        )
+
+
 class FeatureStoreError(QueryRewardsError, RuntimeError):
     """Feast refused: nothing applied yet, or a row that does not fit its own lengths."""
 

@@ -51,7 +51,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         return np.array(self.quotas, np.float64)
 
 
-class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened downstream of a query: it echoes what the query carried. `occurred_at` in UTC microseconds."""
 
     event_id: str

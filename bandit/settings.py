@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from bandit.errors import InvalidSettingError, InvalidValueError
 from bandit.evidence import HalfLives
 from bandit.exploration import Exploration
+from bandit.intake import Intake
 from bandit.reward import RewardScheme
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 
@@ -100,6 +101,21 @@ class ServingSettings(_Section):
     remembered_profiles: int = Field(10_000, ge=0)  # last profiles seen, for answering while Redis is away
 
 
+class StreamSettings(_Section):
+    """Feedback as it happens: who folds it, how late it may come, and how much of it may wait."""
+
+    enabled: bool = False  # `query-rewards stream` folds, and is the only writer of cluster_rewards online
+    window_hours: float = Field(48.0, gt=0)  # how late an event may arrive: the attribution window, and a day
+    max_backlog: int = Field(20_000, ge=1)  # entries that may wait in one of the 256 partitions before feedback is pushed back
+    lease_seconds: float = Field(10.0, gt=0)  # a consumer that was silent this long loses its partitions
+    archive_seconds: float = Field(30.0, gt=0)  # between two Parquet files of the logs
+
+    @property
+    def window(self) -> int:
+        """How late an event may arrive, microseconds."""
+        return round(self.window_hours * 60 * MICROSECONDS_PER_MINUTE)
+
+
 class TrainingSettings(_Section):
     """What the learner learns from, and how."""
 
@@ -132,6 +148,7 @@ class Settings(BaseSettings):
     clustering: ClusteringSettings = ClusteringSettings()
     policy: PolicySettings = PolicySettings()
     serving: ServingSettings = ServingSettings()
+    stream: StreamSettings = StreamSettings()
     training: TrainingSettings = TrainingSettings()
     mlflow: MlflowSettings = MlflowSettings()
 
@@ -148,6 +165,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file."""
         return env_settings, init_settings
+
+    def intake(self) -> Intake:
+        """What feedback must be to be counted."""
+        return Intake(actions=frozenset(self.reward.scheme().action_types), window=self.stream.window)
 
     @property
     def feature_repo_path(self) -> Path:

@@ -1,5 +1,6 @@
 """The library that a retrieval service calls."""
 
+from serving.feedback_log import FeedbackLog, Recorded, Refused
 from serving.selector import QuerySelector, Selection
 
-__all__ = ["QuerySelector", "Selection"]
+__all__ = ["FeedbackLog", "QuerySelector", "Recorded", "Refused", "Selection"]

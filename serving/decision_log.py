@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
-
 import msgspec
 import redis
 
 from bandit.records import Decision
 from feature_repo import names
+from feature_repo.partitions import partition
 from serving.connection import away
 
 _encoder = msgspec.msgpack.Encoder()
@@ -31,8 +30,3 @@ class DecisionLog:
             self._client.xadd(key, {names.RECORD_FIELD: _encoder.encode(decision)})
         except redis.RedisError as error:
             raise away(self._url, error) from error
-
-
-def partition(user_id: str) -> int:
-    """Partition of a user, 0 to 255, the same in every process and for ever."""
-    return zlib.crc32(user_id.encode()) % names.PARTITIONS

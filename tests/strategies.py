@@ -52,6 +52,18 @@ def caps(n: int) -> st.SearchStrategy[np.ndarray]:
 
 
 @st.composite
+def clusterings(draw: st.DrawFn, items: int, days: int) -> list[list[frozenset[str]]]:
+    """How one user's items were clustered on each of some days; an item may be missing, and most stay where they were the day before."""
+    result = []
+    label = [draw(st.integers(-1, 4)) for _ in range(items)]
+    for _ in range(days):
+        label = [draw(st.one_of(st.just(before), st.just(before), st.integers(-1, 4))) for before in label]
+        groups = {number: frozenset(f"i{item:02}" for item in range(items) if label[item] == number) for number in set(label) - {-1}}
+        result.append([groups[number] for number in draw(st.permutations(sorted(groups)))])
+    return result
+
+
+@st.composite
 def weighted(draw: st.DrawFn) -> tuple[np.ndarray, int, np.ndarray]:
     """Arguments of `proportional`."""
     n = draw(sizes)

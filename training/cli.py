@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bandit.errors import DependencyAwayError, InvalidSettingError, InvalidValueError, NotPromotedError, QueryRewardsError
+from bandit.errors import (
+    DependencyAwayError,
+    InvalidSettingError,
+    InvalidValueError,
+    NotPromotedError,
+    QueryRewardsError,
+    StreamDiffersError,
+)
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from training.deployment import create
 from training.lock import locked
@@ -67,10 +75,20 @@ def cluster(
 
 
 @app.command()
-def fold(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
+def fold(
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_of: AsOf = "",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the stream's sums with the fold instead; exit 1 when any differ.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Fold the feedback log into decayed sums: a new snapshot of `cluster_rewards`."""
     from training import fold as step  # noqa: PLC0415
 
+    if verify:
+        _verify(load_settings(settings_file), as_json)
+        return
     _run("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=_time(as_of), now=_now()))
 
 
@@ -82,14 +100,41 @@ def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = 
     _run("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=_time(as_of))})
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def feedback(context: typer.Context) -> None:
+    """Append feedback events from a file to the stream (`query-rewards feedback --help`)."""
+    _serving("feedback", context)
+
+
+@app.command()
+def stream(
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    once: Annotated[bool, typer.Option("--once", help="End when nothing waits any more.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First make the online sums anew from the logs.")] = False,
+    metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port of the loopback interface.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fold feedback and decisions as they happen, until SIGTERM; several processes share the work."""
+    from training.stream import run as step  # noqa: PLC0415
+
+    settings = load_settings(settings_file)
+    if not settings.stream.enabled:
+        raise InvalidSettingError(
+            str(settings_file), "stream.enabled", "is false: two writers of cluster_rewards would overwrite each other"
+        )
+    with stderr.status("starting") as status:
+        result = step.stream(settings, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
+    _show(result, as_json)
+
+
 @app.command()
 def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Move decisions out of Redis, and join those whose window has closed with their feedback."""
-    from training import decisions  # noqa: PLC0415
+    from training import archive  # noqa: PLC0415
     from training import join as step  # noqa: PLC0415
 
     def run(settings: Settings) -> object:
-        decisions.move_decisions(settings)
+        archive.move_logs(settings)
         return step.join(settings, as_of=_time(as_of))
 
     _run("join", settings_file, as_json, run)
@@ -156,6 +201,23 @@ def main() -> None:
 def _fail(error: Exception, status: int) -> None:
     stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
     sys.exit(status)
+
+
+def _serving(verb: str, context: typer.Context) -> None:
+    """Verbs of the serving side run there: training does not import it."""
+    os.execv(sys.executable, [sys.executable, "-m", "serving", verb, *context.args])  # noqa: S606 -- our own module
+
+
+def _verify(settings: Settings, as_json: bool) -> None:
+    from training.stream.verify import verify  # noqa: PLC0415
+
+    with stderr.status("comparing the stream with the batch fold"):
+        found = verify(settings)
+    _show({"users": found.users, "waiting": found.waiting, "largest_difference": found.largest, "differing": len(found.differing)}, as_json)
+    for user, problem in list(found.differing.items())[:20]:
+        stderr.print(f"user {user!r}: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if found.differing:
+        raise StreamDiffersError(len(found.differing), found.users)
 
 
 def _run(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:

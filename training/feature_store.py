@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ibis
 import pyarrow.dataset as ds
+import redis
 
 with warnings.catch_warnings():  # importing Feast switches on the DeprecationWarnings of the whole process
     from feast import FeatureStore
@@ -20,6 +21,7 @@ from feature_repo import names
 from feature_repo.definitions import objects
 from feature_repo.store import open_store
 from training.connection import connect, translated
+from training.stream.rows import RewardRows
 
 
 def apply(settings: Settings) -> FeatureStore:
@@ -35,6 +37,8 @@ def apply(settings: Settings) -> FeatureStore:
 def materialize(settings: Settings, *, until: int) -> int:
     """Write to Redis every row that is newer than the last run, up to `until` (UTC microseconds). Returns the rows read for it.
 
+    With `stream.enabled` the rows of `cluster_rewards` are left to the stream: a view has one writer.
+
     Raises: DependencyAwayError; what was written stays, and the next run writes it again.
     """
     connect(settings.redis_url)  # before Feast does: it would try again for seconds, and not say which server is away
@@ -43,6 +47,8 @@ def materialize(settings: Settings, *, until: int) -> int:
     end = datetime.fromtimestamp(until / 1e6, UTC)
     paths = {names.USER_CLUSTERS: names.USER_CLUSTERS_PATH, names.CLUSTER_REWARDS: names.CLUSTER_REWARDS_PATH}
     written = 0
+    if settings.stream.enabled:
+        del paths[names.CLUSTER_REWARDS]
     for view, path in paths.items():
         done = store.get_feature_view(view).most_recent_end_time
         start = done + timedelta(microseconds=1) if done else datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,6 +58,12 @@ def materialize(settings: Settings, *, until: int) -> int:
                 store.materialize(start, end, feature_views=[view])
         written += rows
     return written
+
+
+def online_rows(settings: Settings, client: redis.Redis) -> RewardRows:
+    """The writer and reader of single rows of `cluster_rewards`, through this client."""
+    store = open_store(settings.feature_repo_path, settings.redis_url)
+    return RewardRows(client, store, settings.reward.scheme().action_types)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,11 @@ from training.tables import FEEDBACK, write_table
 
 def append_feedback(settings: Settings, events: Sequence[Feedback], name: str) -> Path:
     """Write events as one file of the log, whole or not at all; the same name again replaces it."""
-    columns = [pa.array([getattr(event, field.name) for event in events], field.type) for field in FEEDBACK]
     file = settings.data_path / "feedback" / f"{name}.parquet"
-    write_table(pa.table(columns, schema=FEEDBACK), file)
+    write_table(feedback_table(events), file)
     return file
+
+
+def feedback_table(events: Sequence[Feedback]) -> pa.Table:
+    """Events as rows of the Parquet log."""
+    return pa.table([pa.array([getattr(event, field.name) for event in events], field.type) for field in FEEDBACK], schema=FEEDBACK)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bandit.errors import EmptyLogError, NotPromotedError
 from bandit.settings import Settings
-from training.decisions import move_decisions
+from training.archive import compact, move_logs
 from training.feature_store import materialize
 from training.fold import Folded, fold
 from training.join import Joined, join
@@ -33,8 +33,9 @@ def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], No
 
     Raises: DependencyAwayError, InvalidTableError and the like from the steps; logs that are still empty are not an error.
     """
-    say("moving decisions to the log")
-    moved = move_decisions(settings)
+    say("moving decisions and feedback to the logs")
+    moved = move_logs(settings).decisions
+    compact(settings, now=now)
     say("folding feedback")
     try:
         folded = fold(settings, as_of=as_of, now=now)

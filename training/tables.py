@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.intake import FUTURE_TOLERANCE
 from feature_repo import names
 
 TIME = pa.timestamp("us", tz="UTC")
-FUTURE_TOLERANCE = 5 * 60 * 1_000_000  # microseconds that another machine's clock may run ahead
 
 EVENTS = "events"  # of a snapshot's user: how many events and draws its sums have counted; not a feature
+RECLUSTERINGS = "reclusterings"  # of a snapshot's user: how many its sums have been through; not a feature, absent before there were any
 
 ENGAGEMENTS = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("action", pa.string()), ("occurred_at", TIME)])
 FEEDBACK = pa.schema(
@@ -56,6 +57,8 @@ DECISIONS = pa.schema(
     ]
 )
 
+DEAD_LETTERS = pa.schema([("stream", pa.string()), ("entry_id", pa.string()), ("record", pa.binary()), ("reason", pa.string())])
+
 _STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
 SNAPSHOT_TIME = pa.timestamp("us")  # Feast reads naive times as UTC; with a zone, DuckDB would cast them by the machine's own
 USER_CLUSTERS = pa.schema(
@@ -89,7 +92,19 @@ CLUSTER_REWARDS = pa.schema(
         (names.ACTION_SUMS, _FLOATS),
         (names.LAST_IMPRESSION_AT, _INTS),
         (EVENTS, pa.int64()),
+        (RECLUSTERINGS, pa.int64()),
         (names.TIMESTAMP, SNAPSHOT_TIME),
+    ]
+)
+
+MEMBERS = pa.schema([("user_id", pa.string()), ("cluster_id", pa.string()), ("item_id", pa.string())])
+LINEAGE = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("effective_at", pa.int64()),  # UTC microseconds
+        ("from_cluster", pa.string()),
+        ("to_cluster", pa.string()),
+        ("share", pa.float64()),
     ]
 )
 
@@ -99,7 +114,7 @@ def log_files(folder: Path, log: str, schema: pa.Schema) -> list[str]:
 
     Raises: EmptyLogError when there are none or all are empty; InvalidTableError for a file that breaks the schema.
     """
-    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    files = sorted(str(file) for file in folder.rglob("*.parquet"))
     rows = 0
     for file in files:
         footer = _footer(file)

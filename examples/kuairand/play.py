@@ -17,8 +17,8 @@ from bandit.types import MICROSECONDS_PER_DAY
 from examples.kuairand import data
 from feature_repo import names
 from serving import QuerySelector
+from training.archive import move_logs
 from training.cluster import cluster
-from training.decisions import move_decisions
 from training.deployment import create
 from training.feature_store import materialize
 from training.feedback import append_feedback
@@ -158,6 +158,6 @@ def _learn(settings: Settings, as_of: int) -> int:
     """The scheduler's work at the end of a round; only the bandit has a model to train. Returns the rows materialized."""
     if settings.policy.name == "bandit":
         return retrain(settings, as_of=as_of, now=as_of).rows_materialized
-    move_decisions(settings)
+    move_logs(settings)
     fold(settings, as_of=as_of, now=as_of)
     return materialize(settings, until=as_of)

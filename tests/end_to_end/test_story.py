@@ -15,7 +15,7 @@ from examples import recipes
 
 
 def decisions_of_the_hero(folder: Path) -> list[dict[str, object]]:
-    files = sorted((folder / "data" / "decisions").glob("*.parquet"))
+    files = sorted((folder / "data" / "decisions").rglob("*.parquet"))
     rows = pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
     return sorted((row for row in rows if row["user_id"] == recipes.HERO), key=lambda row: row["decided_at"])
 

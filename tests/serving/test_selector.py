@@ -19,8 +19,8 @@ from bandit.policies import POLICIES, Candidates, plan
 from bandit.records import Decision
 from bandit.types import Prior, Rate
 from feature_repo import names
+from feature_repo.partitions import partition
 from serving import QuerySelector, Selection
-from serving.decision_log import partition
 from serving.features import FeatureReader
 from serving.selector import draw
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bandit.errors import InvalidTableError
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.settings import Settings
 from feature_repo import names
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, NOW, TIME, naive, unit_vectors, write_embeddings, write_history
 from training.cluster import Clustered, cluster
-from training.tables import FUTURE_TOLERANCE
 
 ITEMS = [f"i{number:02d}" for number in range(40)]
 

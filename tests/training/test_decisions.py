@@ -15,12 +15,13 @@ from bandit.errors import DependencyAwayError
 from bandit.records import Decision
 from bandit.settings import Settings
 from feature_repo import names
+from feature_repo.partitions import partition
 from serving.connection import connect
-from serving.decision_log import DecisionLog, partition
+from serving.decision_log import DecisionLog
 from tests.conftest import Deployment
 from tests.tables_made import DAY, MINUTE, NOW, decision, feedback, write_feedback
 from training import decisions as step
-from training.decisions import move_decisions
+from training.archive import move_logs
 from training.join import join
 from training.tables import DECISIONS
 
@@ -40,7 +41,7 @@ def many(count: int, *, start: int = 0) -> list[Decision]:
 
 
 def moved_table(settings: Settings) -> pa.Table:
-    files = sorted((settings.data_path / "decisions").glob("*.parquet"))
+    files = sorted((settings.data_path / "decisions").rglob("*.parquet"))
     return pa.concat_tables([pq.read_table(file) for file in files]) if files else DECISIONS.empty_table()
 
 
@@ -68,7 +69,7 @@ def test_every_field_arrives(deployment: Deployment) -> None:
         degraded=True,
     )
     log(deployment.settings, [made])
-    assert move_decisions(deployment.settings) == 1
+    assert move_logs(deployment.settings).decisions == 1
     table = moved_table(deployment.settings)
     assert table.schema.equals(DECISIONS)
     (row,) = table.to_pylist()
@@ -98,31 +99,31 @@ def test_all_partitions_are_moved_and_emptied(deployment: Deployment) -> None:
     assert len({partition(made.user_id) for made in logged}) > 150
     log(deployment.settings, logged)
     assert left_in_redis(deployment) == 400
-    assert move_decisions(deployment.settings) == 400
+    assert move_logs(deployment.settings).decisions == 400
     assert ids(deployment.settings) == sorted(made.decision_id for made in logged)
     assert left_in_redis(deployment) == 0
 
 
 def test_a_second_run_moves_nothing_twice(deployment: Deployment) -> None:
     log(deployment.settings, many(20))
-    move_decisions(deployment.settings)
+    move_logs(deployment.settings)
     files = {file: file.read_bytes() for file in (deployment.settings.data_path / "decisions").iterdir()}
-    assert move_decisions(deployment.settings) == 0
+    assert move_logs(deployment.settings).decisions == 0
     assert {file: file.read_bytes() for file in (deployment.settings.data_path / "decisions").iterdir()} == files
     log(deployment.settings, many(5, start=20))
-    assert move_decisions(deployment.settings) == 5
+    assert move_logs(deployment.settings).decisions == 5
     assert len(ids(deployment.settings)) == len(set(ids(deployment.settings))) == 25
 
 
 def test_nothing_logged_is_nothing_moved(deployment: Deployment) -> None:
-    assert move_decisions(deployment.settings) == 0
+    assert move_logs(deployment.settings).decisions == 0
     assert not (deployment.settings.data_path / "decisions").exists()
 
 
 def test_one_stream_longer_than_a_read_is_moved_whole(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_READ_AT_ONCE", 7)
     log(deployment.settings, [decision(number, at=MADE + number, user_id="one") for number in range(50)])
-    assert move_decisions(deployment.settings) == 50
+    assert move_logs(deployment.settings).decisions == 50
     assert len(set(ids(deployment.settings))) == 50
     assert left_in_redis(deployment) == 0
 
@@ -130,8 +131,8 @@ def test_one_stream_longer_than_a_read_is_moved_whole(deployment: Deployment, mo
 def test_files_hold_a_bounded_number_of_rows(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_ROWS_PER_FILE", 16)
     log(deployment.settings, many(50))
-    assert move_decisions(deployment.settings) == 50
-    rows = sorted(pq.read_metadata(file).num_rows for file in (deployment.settings.data_path / "decisions").glob("*.parquet"))
+    assert move_logs(deployment.settings).decisions == 50
+    rows = sorted(pq.read_metadata(file).num_rows for file in (deployment.settings.data_path / "decisions").rglob("*.parquet"))
     assert rows == [2, 16, 16, 16]
     assert len(set(ids(deployment.settings))) == 50
 
@@ -147,7 +148,7 @@ def test_streams_are_trimmed_only_when_the_file_is_on_disk(deployment: Deploymen
         return execute(pipeline)
 
     monkeypatch.setattr(redis.client.Pipeline, "execute", watched)
-    move_decisions(deployment.settings)
+    move_logs(deployment.settings)
     assert seen == [(30, 30)]
     assert left_in_redis(deployment) == 0
 
@@ -163,9 +164,9 @@ def test_what_is_logged_while_a_run_writes_its_file_stays_for_the_next(deploymen
     log(deployment.settings, early)
     with monkeypatch.context() as patched:
         patched.setattr(step, "write_table", slow)
-        assert move_decisions(deployment.settings) == 30
+        assert move_logs(deployment.settings).decisions == 30
     assert left_in_redis(deployment) == 30
-    assert move_decisions(deployment.settings) == 30
+    assert move_logs(deployment.settings).decisions == 30
     assert ids(deployment.settings) == sorted(made.decision_id for made in [*early, *late])
 
 
@@ -180,8 +181,8 @@ def test_what_is_logged_in_the_same_millisecond_stays_too(deployment: Deployment
     deployment.redis.xadd(stream, {names.RECORD_FIELD: msgspec.msgpack.encode(first)}, id="1000-3")
     with monkeypatch.context() as patched:
         patched.setattr(step, "write_table", slow)
-        assert move_decisions(deployment.settings) == 1
-    assert move_decisions(deployment.settings) == 1
+        assert move_logs(deployment.settings).decisions == 1
+    assert move_logs(deployment.settings).decisions == 1
     assert ids(deployment.settings) == [first.decision_id, last.decision_id]
 
 
@@ -194,7 +195,7 @@ def test_a_malformed_entry_is_buried_with_its_reason_and_the_rest_goes_on(deploy
     stream = names.DECISIONS_KEY % partition("u")
     entry = deployment.redis.xadd(stream, {names.RECORD_FIELD: record}).decode()
     log(deployment.settings, [after])
-    assert move_decisions(deployment.settings) == 2
+    assert move_logs(deployment.settings).decisions == 2
     assert ids(deployment.settings) == sorted([before.decision_id, after.decision_id])
     assert left_in_redis(deployment) == 0
     (file,) = (deployment.settings.data_path / "dead_letters").glob("decisions-*.parquet")
@@ -205,7 +206,7 @@ def test_a_malformed_entry_is_buried_with_its_reason_and_the_rest_goes_on(deploy
 
 def test_only_malformed_entries_are_trimmed_too(deployment: Deployment) -> None:
     deployment.redis.xadd(names.DECISIONS_KEY % 9, {"other field": b"x"})
-    assert move_decisions(deployment.settings) == 0
+    assert move_logs(deployment.settings).decisions == 0
     assert left_in_redis(deployment) == 0
 
 
@@ -222,7 +223,7 @@ BROKEN = {
 def test_a_record_that_is_no_decision_is_buried(deployment: Deployment, fields: dict[str, object]) -> None:
     broken = msgspec.structs.replace(decision(2, at=MADE, user_id="u", drawn=DRAWN), **fields)
     log(deployment.settings, [decision(1, at=MADE, user_id="u"), broken])
-    assert move_decisions(deployment.settings) == 1
+    assert move_logs(deployment.settings).decisions == 1
     assert len(list((deployment.settings.data_path / "dead_letters").glob("decisions-*.parquet"))) == 1
 
 
@@ -254,11 +255,11 @@ def test_killed_between_write_and_trim_loses_and_doubles_nothing(deployment: Dep
     with monkeypatch.context() as patched:
         patched.setattr(redis.client.Pipeline, "execute", killed)
         with pytest.raises(Killed):
-            move_decisions(deployment.settings)
+            move_logs(deployment.settings)
     assert left_in_redis(deployment) == 30
     assert len(ids(deployment.settings)) == 30
     log(deployment.settings, logged[30:])
-    assert move_decisions(deployment.settings) == 40
+    assert move_logs(deployment.settings).decisions == 40
     assert set(ids(deployment.settings)) == {made.decision_id for made in logged}
     rows = joined(deployment.settings, logged)
     assert len(rows) == 80
@@ -280,9 +281,9 @@ def test_killed_in_the_middle_of_trimming_loses_nothing(deployment: Deployment, 
     with monkeypatch.context() as patched:
         patched.setattr(redis.client.Pipeline, "execute", half)
         with pytest.raises(Killed):
-            move_decisions(deployment.settings)
+            move_logs(deployment.settings)
     assert 0 < left_in_redis(deployment) < 40
-    move_decisions(deployment.settings)
+    move_logs(deployment.settings)
     assert set(ids(deployment.settings)) == {made.decision_id for made in logged}
     assert left_in_redis(deployment) == 0
 
@@ -296,15 +297,15 @@ def test_killed_while_writing_leaves_no_file_that_looks_whole(deployment: Deploy
     with monkeypatch.context() as patched:
         patched.setattr("training.tables.os.fsync", killed)
         with pytest.raises(Killed):
-            move_decisions(deployment.settings)
+            move_logs(deployment.settings)
     assert ids(deployment.settings) == []
     assert left_in_redis(deployment) == 5
-    assert move_decisions(deployment.settings) == 5
+    assert move_logs(deployment.settings).decisions == 5
     assert len(set(ids(deployment.settings))) == 5
 
 
 def test_a_redis_that_is_away_is_said(deployment: Deployment) -> None:
     away = deployment.settings.model_copy(update={"redis_url": "redis://:secret@127.0.0.1:1/0"})
     with pytest.raises(DependencyAwayError, match=r"Redis at redis://127\.0\.0\.1:1/0 is away") as raised:
-        move_decisions(away)
+        move_logs(away)
     assert "secret" not in str(raised.value)

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from feature_repo import names
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, naive, write_decisions, write_feedback
 from training.fold import Folded, fold, merge, sums
-from training.tables import DECISIONS, FUTURE_TOLERANCE
+from training.tables import DECISIONS
 
 WEIGHTS = {"impression": 0.0, "repin": 1.0, "click": 0.5, "closeup": 0.25, "hide": -1.0}
 SESSION, LONG = 30 * MINUTE, 14 * DAY

@@ -1,0 +1,68 @@
+"""What feedback must be to be counted: one judge, for the library that takes it in and for the stream that folds it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from bandit.records import Feedback
+from bandit.types import MICROSECONDS_PER_MINUTE
+
+FUTURE_TOLERANCE = 5 * MICROSECONDS_PER_MINUTE  # that another machine's clock may run ahead
+MAX_ID_BYTES = 256
+MAX_RECORD_BYTES = 8 * 1024  # seven identifiers and an action, with room to spare
+_IDS = ("event_id", "decision_id", "user_id", "cluster_id", "query_id", "item_id")
+_decoder = msgspec.msgpack.Decoder(Feedback)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """actions: the known action types; window: how late an event may arrive, microseconds."""
+
+    actions: Collection[str]
+    window: int
+
+    def refusal(self, event: Feedback, now: int) -> str:
+        """Why this event cannot be counted when it arrives at `now` (UTC microseconds); empty when it can."""
+        ids = event.event_id, event.decision_id, event.user_id, event.cluster_id, event.query_id, event.item_id
+        if not _plain(ids):
+            for name, value in zip(_IDS, ids, strict=True):
+                problem = id_problem(value)
+                if problem:
+                    return f"{name}: {problem}"
+        if event.action not in self.actions:
+            return f"action: expected one of {sorted(self.actions)}, received {event.action[:MAX_ID_BYTES]!r}"
+        if event.occurred_at > now + FUTURE_TOLERANCE:
+            return f"occurred_at: {event.occurred_at} is in the future"
+        if event.occurred_at < now - self.window:
+            return f"occurred_at: {event.occurred_at} is older than the window of {self.window / 3.6e9:g} hours"
+        return ""
+
+    def read(self, record: bytes, now: int) -> Feedback | str:
+        """The event in a record of the stream, or why it is none that can be counted."""
+        if len(record) > MAX_RECORD_BYTES:
+            return f"{len(record)} bytes, expected at most {MAX_RECORD_BYTES}"
+        try:
+            event = _decoder.decode(record)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return f"not a feedback event: {error}"
+        return self.refusal(event, now) or event
+
+
+def _plain(ids: Sequence[str]) -> bool:
+    """Whether identifiers are beyond doubt, at a glance: nearly all are."""
+    together = "".join(ids)
+    return together.isascii() and together.isprintable() and all(ids) and len(max(ids, key=len)) <= MAX_ID_BYTES
+
+
+def id_problem(value: str) -> str:
+    """Why a string cannot be an identifier; empty when it can."""
+    if not value:
+        return "empty, expected an identifier"
+    if not value.isprintable():
+        return f"control characters in {value[:MAX_ID_BYTES]!r}"
+    if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "replace")) > MAX_ID_BYTES:
+        return f"{len(value)} characters, expected at most {MAX_ID_BYTES} bytes"
+    return ""

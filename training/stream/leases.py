@@ -1,0 +1,126 @@
+"""Who owns which partition: a lease that expires, and a fencing number that outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import redis
+
+from feature_repo import names
+
+# A new number at each taking: whoever holds an older one cannot commit, however late it wakes.
+_TAKE = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return redis.call('INCR', KEYS[2])
+"""
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+_RENEWALS = 3  # within one life of a lease
+
+
+class Leases:
+    """The partitions of one process. Processes share them evenly: each takes its part of what is free, and gives back what is beyond it."""
+
+    def __init__(self, client: redis.Redis, owner: str, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is owned until `balance`."""
+        self._client, self._owner, self._clock = client, owner, clock
+        self._milliseconds = max(round(seconds * 1000), 1)
+        self._due = 0.0
+        self.fences: dict[int, int] = {}
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for `balance`."""
+        return self._clock() >= self._due
+
+    def balance(self) -> set[int]:
+        """Renew, take and give back; returns the partitions that were taken now. `fences` holds those that are owned.
+
+        Raises: redis.RedisError.
+        """
+        self._due = self._clock() + self._milliseconds / 1000.0 / _RENEWALS
+        self._renew()
+        fair = -(-names.PARTITIONS // self._workers())
+        for number in sorted(self.fences)[fair:]:
+            self.give_back([number])
+        # Each process looks from a place of its own, so that those who start together do not fight for the same ones.
+        start = int(self._owner[:8], 16) % names.PARTITIONS
+        others = [number % names.PARTITIONS for number in range(start, start + names.PARTITIONS)]
+        return self._take([number for number in others if number not in self.fences], fair - len(self.fences))
+
+    def give_back(self, numbers: list[int]) -> None:
+        """Let others take these."""
+        pipeline = self._client.pipeline(transaction=False)
+        for number in numbers:
+            pipeline.eval(_RELEASE, 1, names.LEASE_KEY % number, self._owner)
+            self.fences.pop(number, None)
+        pipeline.execute()
+
+    def forget(self) -> None:
+        """What is owned is not known any more: take everything anew."""
+        self.fences.clear()
+        self._due = 0.0
+
+    def leave(self) -> None:
+        """Give everything back, and be no worker any more."""
+        self.give_back(list(self.fences))
+        self._client.zrem(names.WORKERS_KEY, self._owner)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renew in the background while something long is done."""
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.wait(self._milliseconds / 1000.0 / _RENEWALS):
+                with contextlib.suppress(redis.RedisError):
+                    self._renew()
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _renew(self) -> None:
+        owned = list(self.fences)
+        pipeline = self._client.pipeline(transaction=False)
+        for number in owned:
+            pipeline.eval(_RENEW, 1, names.LEASE_KEY % number, self._owner, self._milliseconds)
+        for number, renewed in zip(owned, pipeline.execute(), strict=True):
+            if not renewed:
+                self.fences.pop(number, None)
+
+    def _workers(self) -> int:
+        now = time.time()
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.zadd(names.WORKERS_KEY, {self._owner: now + self._milliseconds / 1000.0})
+        pipeline.zremrangebyscore(names.WORKERS_KEY, "-inf", now)
+        pipeline.zcard(names.WORKERS_KEY)
+        return max(int(pipeline.execute()[-1]), 1)
+
+    def _take(self, numbers: list[int], count: int) -> set[int]:
+        taken: set[int] = set()
+        while numbers and len(taken) < count:
+            asked, numbers = numbers[: count - len(taken)], numbers[count - len(taken) :]
+            pipeline = self._client.pipeline(transaction=False)
+            for number in asked:
+                pipeline.eval(_TAKE, 2, names.LEASE_KEY % number, names.FENCE_KEY % number, self._owner, self._milliseconds)
+            for number, fence in zip(asked, pipeline.execute(), strict=True):
+                if fence:
+                    self.fences[number] = fence
+                    taken.add(number)
+        return taken

@@ -1,0 +1,157 @@
+"""Rebuild: the online state made anew from the Parquet logs, while serving goes on.
+
+A partition without a state (a new deployment, a Redis that lost its data, settings that give other sums) gets its sums from the batch fold
+and the ids of recent events; then its streams are read from their beginning, and what the logs held already is known by its id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import redis
+
+from bandit.errors import EmptyLogError
+from bandit.intake import FUTURE_TOLERANCE
+from bandit.settings import Settings
+from bandit.sums import Folding, UserSums
+from bandit.types import ClusterRewards
+from feature_repo import names
+from feature_repo.partitions import partition
+from training.archive import arrival
+from training.fold import SUMS, epoch_us, read_draws, rows_per_user, sums
+from training.lineage import read_lineage
+from training.stream.rows import RewardRows
+from training.stream.state import Partition, StreamState, decision_key, event_key
+from training.tables import DECISIONS, FEEDBACK, engine, log_files
+
+log = logging.getLogger(__name__)
+
+_USERS_AT_ONCE = 100
+_IDS_AT_ONCE = 5000
+
+
+def rebuild(
+    settings: Settings, client: redis.Redis, state: StreamState, folding: Folding, fences: Mapping[int, int], rows: RewardRows
+) -> int:
+    """Make the sums, the seen ids and the rows of these partitions anew; returns the number of users.
+
+    Raises: redis.RedisError, InvalidTableError for logs that cannot be read.
+    """
+    log.info("making the state of %d partitions anew from the logs", len(fences))
+    users = 0
+    _forget(client, fences)
+    waiting: dict[int, dict[str, UserSums]] = {number: {} for number in fences}
+    for user, made in users_from_logs(settings, folding):
+        number = partition(user)
+        if number in waiting:
+            waiting[number][user] = made
+            users += 1
+            if len(waiting[number]) >= _USERS_AT_ONCE:
+                _restore(client, state, rows, number, fences[number], waiting[number])
+                waiting[number] = {}
+    for number, rest in waiting.items():
+        if rest:
+            _restore(client, state, rows, number, fences[number], rest)
+    _remember(settings, client, state, fences)
+    state.begin(fences)
+    return users
+
+
+def users_from_logs(
+    settings: Settings, folding: Folding, events: pa.Table | None = None, decisions: pa.Table | None = None
+) -> Iterator[tuple[str, UserSums]]:
+    """Each user's sums by the batch fold, at the time of the log's latest event.
+
+    Args:
+        settings: where the logs are.
+        folding: weights and half-lives.
+        events: beside those of the log, `FEEDBACK` rows.
+        decisions: beside those of the log, `DECISIONS` rows.
+    """
+    connection = engine()
+    happened = _events(settings, connection, events)
+    draws = read_draws(connection, settings.data_path / "decisions", decisions)
+    latest = happened.aggregate(at=epoch_us(happened.occurred_at.max())).union(draws.aggregate(at=epoch_us(draws.drawn_at.max())))
+    as_of = latest.at.max().to_pyarrow().as_py()
+    if as_of is None:
+        return
+    history = read_lineage(settings, 2**63 - 1)
+    by_cluster = sums(happened, draws, as_of=as_of, half_lives=folding.half_lives, scheme=folding.scheme, lineage=history)
+    actions = folding.scheme.action_types
+    for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_pyarrow_batches():
+        for row in batch.to_pylist():
+            arrays = {name: np.array(row[name], np.float64) for name in SUMS}
+            last = np.array(row[names.LAST_IMPRESSION_AT], np.int64)
+            rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, last_impression_at=last, **arrays)
+            counts = np.array(row[names.ACTION_SUMS], np.float64).reshape(len(last), -1)
+            yield row["user_id"], UserSums.of(folding, rewards, counts, history.get(row["user_id"], []))
+
+
+def _events(settings: Settings, connection: ibis.BaseBackend, extra: pa.Table | None) -> ibis.expr.types.Table:
+    rest = ibis.memtable(extra if extra is not None else FEEDBACK.empty_table())
+    try:
+        return (
+            connection.read_parquet(log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)).select(FEEDBACK.names).union(rest)
+        )
+    except EmptyLogError:
+        return rest
+
+
+def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: int, fence: int, made: Mapping[str, UserSums]) -> None:
+    state.restore(number, fence, {user: held.to_bytes() for user, held in made.items()})
+    version = Partition(number=number, fence=fence, commits=0, feedback="", decisions="").version
+    pipeline = client.pipeline(transaction=False)
+    for user, held in made.items():
+        rows.write(pipeline, user, held, version)
+    pipeline.execute()
+
+
+def _forget(client: redis.Redis, fences: Mapping[int, int]) -> None:
+    """Remove sums that an earlier state left: they may have been made otherwise."""
+    keys = client.scan_iter(match=names.SUMS_KEY.replace("%d", "*").replace("%s", "*"), count=10_000)
+    mine = (key for key in keys if int(key[key.index(b"{") + 1 : key.index(b"}")]) in fences)
+    while some := list(islice(mine, 1000)):
+        client.unlink(*some)
+
+
+def _remember(settings: Settings, client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:
+    """The ids of everything in the logs that may come again: from the streams, or from the feed while its window is open."""
+    now = client.time()[0] * 1_000_000
+    pipeline = client.pipeline(transaction=False)
+    for number in fences:
+        for key in (names.FEEDBACK_KEY, names.DECISIONS_KEY):
+            pipeline.xrange(key % number, count=1)
+    oldest = min((arrival(entries[0][0].decode()) for entries in pipeline.execute() if entries), default=now)
+    since = pa.scalar(min(now, oldest) - settings.stream.window - FUTURE_TOLERANCE, pa.int64()).cast(FEEDBACK.field("occurred_at").type)
+    for log_name, schema, key, time, digest in (
+        ("feedback", FEEDBACK, "event_id", "occurred_at", event_key),
+        ("decisions", DECISIONS, "decision_id", "decided_at", decision_key),
+    ):
+        files = list((settings.data_path / log_name).rglob("*.parquet"))
+        if not files:
+            continue
+        waiting: dict[int, list[bytes]] = {number: [] for number in fences}
+        table = ds.dataset(files, schema=schema).scanner(columns=["user_id", key], filter=pc.field(time) >= since)
+        for batch in table.to_batches():
+            for user, name in zip(batch["user_id"].to_pylist(), batch[key].to_pylist(), strict=True):
+                number = partition(user)
+                if number in waiting:
+                    waiting[number].append(digest(name))
+            for number, ids in waiting.items():
+                if len(ids) >= _IDS_AT_ONCE:
+                    _remember_some(state, number, ids, now)
+        for number, ids in waiting.items():
+            _remember_some(state, number, ids, now)
+
+
+def _remember_some(state: StreamState, number: int, ids: list[bytes], now: int) -> None:
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        state.remember(number, ids[start : start + _IDS_AT_ONCE], now)
+    ids.clear()

@@ -1,0 +1,70 @@
+"""Running a consumer: one process of `query-rewards stream`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bandit.settings import Settings
+from feature_repo import names
+from training.connection import connect, translated
+from training.feature_store import online_rows
+from training.stream.consumer import Consumer
+from training.stream.metrics import StreamMetrics
+
+_SOCKET_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """What a consumer did: entries folded, repeated entries, records that cannot be counted."""
+
+    entries: int
+    duplicates: int
+    dead_letters: int
+
+
+def open_consumer(settings: Settings, metrics: StreamMetrics) -> Consumer:
+    """A consumer of this deployment, ready to run.
+
+    Raises: DependencyAwayError, FeatureStoreError.
+    """
+    client = connect(settings.redis_url, timeout=_SOCKET_SECONDS)
+    return Consumer(settings, client, online_rows(settings, client), metrics)
+
+
+def stream(settings: Settings, *, once: bool, rebuild: bool, metrics_port: int, say: Callable[[str], None] = lambda line: None) -> Streamed:
+    """Fold until SIGTERM or SIGINT comes.
+
+    Args:
+        settings: of the deployment.
+        once: end when nothing waits any more.
+        rebuild: first forget the online sums, so that they are made anew from the logs.
+        metrics_port: to serve metrics on, on the loopback interface; 0 for none.
+        say: called with a line of progress after each step.
+
+    Raises: DependencyAwayError when Redis is away at the start; later it is waited for.
+    """
+    metrics = StreamMetrics()
+    consumer = open_consumer(settings, metrics)
+    if metrics_port:
+        metrics.serve(metrics_port)
+    if rebuild:
+        with translated(settings.redis_url):
+            connect(settings.redis_url).delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+
+    def stop() -> bool:
+        say(metrics.line())
+        return stopped.is_set() or (once and metrics.idle)
+
+    consumer.run(stop)
+    return Streamed(
+        entries=metrics.total(metrics.entries),
+        duplicates=metrics.total(metrics.duplicates),
+        dead_letters=metrics.total(metrics.dead_letters),
+    )

@@ -1,0 +1,147 @@
+"""Verify: the stream's sums against the batch fold over the same events, for every user, and each row in the online store against both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import redis
+
+from bandit.settings import Settings
+from bandit.sums import Folding, UserSums
+from bandit.types import ClusterRewards, Floats
+from feature_repo import names
+from training.archive import Batch, read_entry, stream_entries
+from training.connection import connect, translated
+from training.decisions import decision_table
+from training.feature_store import online_rows
+from training.feedback import feedback_table
+from training.stream.rebuild import users_from_logs
+from training.stream.state import StreamState
+
+RELATIVE = 1e-9
+_ABSOLUTE = 1e-12  # below a sum's own rounding: rewards of both signs may cancel
+_FADED = 1e-6  # the stream drops clusters that have faded to nothing
+_ROUNDS = 4  # users with traffic differ until they are looked at between two events
+_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """users: compared; waiting: entries that the stream has not folded yet; largest: relative difference; differing: user and how."""
+
+    users: int
+    waiting: int
+    largest: float
+    differing: dict[str, str]
+
+
+def verify(settings: Settings) -> Verified:
+    """Compare every user; whoever differs is looked at again, because events may be on their way.
+
+    Raises: DependencyAwayError, InvalidTableError.
+    """
+    client = connect(settings.redis_url)
+    folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())
+    suspects: Collection[str] | None = None
+    largest, users = 0.0, 0
+    problems: dict[str, str] = {}
+    with translated(settings.redis_url):
+        for number in range(_ROUNDS):
+            if number:
+                time.sleep(_PAUSE_SECONDS)
+            stream, extra, decided = _snapshot(client, settings, folding)
+            batch = dict(users_from_logs(settings, folding, extra, decided))
+            rows = online_rows(settings, client)
+            problems, differences = {}, [0.0]
+            for user in sorted(suspects if suspects is not None else {*stream, *batch}):
+                problem, difference = _compare(stream.get(user), batch.get(user), rows.read(user))
+                if problem:
+                    problems[user] = problem
+                else:
+                    differences.append(difference)
+            users = users or len({*stream, *batch})
+            largest = max(largest, *differences)
+            suspects = list(problems)
+            if not problems:
+                break
+        return Verified(users=users, waiting=_waiting(client), largest=largest, differing=problems)
+
+
+def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tuple[dict[str, UserSums], pa.Table, pa.Table]:
+    """Sums of every user, and the folded entries that are still in the streams: they may not be in Parquet yet.
+
+    In this order (sums, streams, and then the logs), what leaves a stream in between is in the logs.
+    """
+    state = StreamState(client, window=settings.stream.window, folding=folding.fingerprint)
+    found = {}
+    keys = list(client.scan_iter(match=names.SUMS_KEY.replace("%d", "*").replace("%s", "*"), count=10_000))
+    positions, _ = state.load(dict.fromkeys(range(names.PARTITIONS), 0))
+    for start in range(0, len(keys), 1000):
+        some = keys[start : start + 1000]
+        for key, data in zip(some, client.mget(some), strict=True):
+            if data is not None:
+                found[key.split(b":", 3)[3].decode()] = UserSums(folding, data)
+    intake, left = settings.intake(), Batch()
+    for held in positions.values():
+        for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
+            if last != "0-0":
+                for entry_id, fields in stream_entries(client, stream, last):
+                    left.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), b"")
+    return found, feedback_table(left.feedback), decision_table(left.decisions)
+
+
+def _waiting(client: redis.Redis) -> int:
+    """Entries after the position of their partition."""
+    pipeline = client.pipeline(transaction=False)
+    for number in range(names.PARTITIONS):
+        pipeline.hmget(names.STATE_KEY % number, "feedback", "decisions")
+    count = 0
+    for number, positions in enumerate(pipeline.execute()):
+        for key, position in zip((names.FEEDBACK_KEY, names.DECISIONS_KEY), positions, strict=True):
+            start = "(" + position.decode() if position else "-"
+            count += len(client.xrange(key % number, min=start))
+    return count
+
+
+def _compare(stream: UserSums | None, batch: UserSums | None, row: ClusterRewards | None) -> tuple[str, float]:
+    """What is wrong (empty for nothing), and the largest relative difference."""
+    if stream is None or batch is None:
+        missing, held = ("stream", batch) if stream is None else ("batch fold", stream)
+        return (f"missing in the {missing}", 0.0) if held is not None and (np.abs(held.values) > _FADED).any() else ("", 0.0)
+    to = max(stream.as_of, batch.as_of)
+    if row is None or row.as_of != stream.as_of or not _same_row(stream.rewards(), row):
+        return "the row in the online store is not the stream's", 0.0
+    stream.move(to)
+    batch.move(to)
+    ids = sorted({*stream.cluster_ids, *batch.cluster_ids})
+    left, right = _values(stream, ids), _values(batch, ids)
+    gap = np.abs(left - right)
+    allowed = RELATIVE * np.maximum(np.abs(left), np.abs(right)) + _ABSOLUTE
+    alone = np.array([cluster not in stream.cluster_ids for cluster in ids])
+    allowed[alone] = _FADED
+    at, until = (
+        {cluster: int(last) for cluster, last in zip(one.cluster_ids, one.last_impression_at, strict=True)} for one in (stream, batch)
+    )
+    if any(at[cluster] != until.get(cluster, 0) for cluster in at):
+        return f"last impressions {at} in the stream, {until} in the batch fold", 0.0
+    if (gap > allowed).any():
+        worst = int(np.argmax((gap - allowed).max(axis=1)))
+        return f"cluster {ids[worst]!r}: {left[worst].tolist()} in the stream, {right[worst].tolist()} in the batch fold", 0.0
+    size = np.maximum(np.abs(left), np.abs(right))
+    return "", float(np.divide(gap, size, out=np.zeros_like(gap), where=size > _ABSOLUTE).max(initial=0.0))
+
+
+def _values(sums: UserSums, ids: list[str]) -> Floats:
+    place = {cluster: row for row, cluster in enumerate(sums.cluster_ids)}
+    empty = np.zeros(sums.values.shape[1])
+    return np.array([sums.values[place[cluster]] if cluster in place else empty for cluster in ids])
+
+
+def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:
+    fields = (names.IMPRESSIONS_SESSION, names.REWARD_SESSION, names.IMPRESSIONS_LONG, names.REWARD_LONG, names.DRAWS_SESSION)
+    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*fields, names.LAST_IMPRESSION_AT))
+    return equal and sums.cluster_ids == row.cluster_ids
