@@ -99,6 +99,9 @@ class ServingSettings(_Section):
     deadline_ms: float = Field(50.0, gt=0)
     model_poll_seconds: float = Field(0.5, gt=0)
     remembered_profiles: int = Field(10_000, ge=0)  # last profiles seen, for answering while Redis is away
+    connections: int = Field(32, ge=1)  # to Redis, of one process; more requests at once wait for each other
+    breaker_failures: int = Field(3, ge=1)  # in a row, and Redis is left alone
+    breaker_seconds: float = Field(0.5, gt=0)  # until one request tries it again
 
 
 class StreamSettings(_Section):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bandit.errors import InvalidValueError
 from bandit.records import Query
 from bandit.sampling import draw_counts, mean_shares, shares
 from bandit.types import Floats, Ints, Profile
@@ -19,7 +18,7 @@ def draw(profile: Profile, rows: Ints | Sequence[int], quotas: Floats | Sequence
     Args:
         profile: the user's clusters.
         rows: positions of the candidates in the profile, (n,).
-        quotas: expected queries of each candidate, (n,), >= 0.
+        quotas: expected queries of each candidate, (n,), finite and >= 0, as `bandit.policies.plan` makes them.
         rng: the only source of randomness.
 
     Returns: queries, each with its exact inclusion probability.
@@ -27,8 +26,6 @@ def draw(profile: Profile, rows: Ints | Sequence[int], quotas: Floats | Sequence
     Raises: InvalidValueError for item weights that are not finite numbers above 0.
     """
     plain = quotas.tolist() if isinstance(quotas, np.ndarray) else quotas
-    if not all(0.0 <= quota < math.inf for quota in plain):
-        raise InvalidValueError("quotas", expected="finite numbers, none below 0", received=plain)
     queries: list[Query] = []
     for position, count in enumerate(draw_counts(plain, rng)):
         if count:

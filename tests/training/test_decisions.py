@@ -31,9 +31,9 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 
 def log(settings: Settings, decisions: list[Decision]) -> None:
     """Log as serving does."""
-    writer = DecisionLog(connect(settings.redis_url, timeout=5.0), settings.redis_url)
-    for made in decisions:
-        writer.append(made)
+    wire = Wire(Address.of(settings.redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1)
+    wire.exchange(b"".join(append_command(made) for made in decisions), len(decisions), time.monotonic() + 5.0)
+    wire.close()
 
 
 def many(count: int, *, start: int = 0) -> list[Decision]:

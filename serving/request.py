@@ -1,0 +1,56 @@
+"""One call of `select`, checked."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from bandit.errors import InvalidValueError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for, and when: `now` in UTC microseconds, `started` on the clock of time.monotonic."""
+
+    user_id: str
+    k: int
+    context: dict[str, str]
+    caps: Mapping[str, int] | None
+    fallback: Mapping[str, Sequence[str]] | None
+    now: int
+    seed: int
+    started: float
+
+    @classmethod
+    def of(
+        cls,
+        user_id: str,
+        k: int,
+        context: Mapping[str, str] | None = None,
+        *,
+        caps: Mapping[str, int] | None = None,
+        fallback: Mapping[str, Sequence[str]] | None = None,
+        now: int | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Check what `QuerySelector.select` was called with; the clock and the system's randomness fill what is None.
+
+        Raises: InvalidValueError.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
+            raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
+        if not user_id or not isinstance(user_id, str):
+            raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
+        return cls(
+            user_id=user_id,
+            k=k,
+            context=dict(context or {}),
+            caps=caps,
+            fallback=fallback,
+            now=time.time_ns() // 1000 if now is None else now,
+            seed=secrets.randbits(63) if seed is None else seed,
+            started=time.monotonic(),
+        )
