@@ -131,7 +131,7 @@ def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
     thin = 1.0 / (candidates.evidence.impressions_long + candidates.prior.rate.strength)
     value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, _LEAST_VALUE)
     budgets = candidates.exploration.budget * value * thin / thin.sum()
-    if not (np.isfinite(scores).all() and budgets.min() > 0.0 and caps.min() > 0.0):
+    if not (k > 0 and np.isfinite(scores).all() and budgets.min() > 0.0 and caps.min() > 0.0):
         return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))  # which names what is wrong
     return Plan(scores=scores, quotas=spend(scores, budgets, caps, k))
 

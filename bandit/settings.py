@@ -20,6 +20,7 @@ from bandit.reward import RewardScheme
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 
 ENVIRONMENT_PREFIX = "QUERY_REWARDS_"
+HTTP_TOKEN_VARIABLE = "QUERY_REWARDS_HTTP_TOKEN"  # noqa: S105 -- the variable's name; a secret, so it is no setting
 DEFAULT_FILE = "query_rewards.toml"
 
 
@@ -104,6 +105,19 @@ class ServingSettings(_Section):
     breaker_seconds: float = Field(0.5, gt=0)  # until one request tries it again
 
 
+class HttpSettings(_Section):
+    """`query-rewards serve`: where it listens, and what it refuses. The bearer token comes from QUERY_REWARDS_HTTP_TOKEN."""
+
+    host: str = "127.0.0.1"  # another one only with a token
+    port: int = Field(8000, ge=0, le=65535)  # 0: any that is free
+    max_body_bytes: int = Field(1_048_576, ge=1)
+    max_connections: int = Field(1000, ge=1)  # more: those that have not asked anything for longest are closed
+    idle_seconds: float = Field(10.0, gt=0)  # for a request's headers, for its body, and between two requests
+    requests_per_second: float = Field(2000.0, gt=0)  # of one client address, in the long run
+    burst: int = Field(4000, ge=1)  # of one client address at once
+    shutdown_seconds: float = Field(10.0, gt=0)  # for requests under way when the process is told to end
+
+
 class StreamSettings(_Section):
     """Feedback as it happens: who folds it, how late it may come, and how much of it may wait."""
 
@@ -151,6 +165,7 @@ class Settings(BaseSettings):
     clustering: ClusteringSettings = ClusteringSettings()
     policy: PolicySettings = PolicySettings()
     serving: ServingSettings = ServingSettings()
+    http: HttpSettings = HttpSettings()
     stream: StreamSettings = StreamSettings()
     training: TrainingSettings = TrainingSettings()
     mlflow: MlflowSettings = MlflowSettings()
@@ -236,7 +251,7 @@ def _source_of(key: str, file: str) -> str:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, Any]) -> None:
-    known = {_variable(key): key for key in _known_keys()}
+    known = {_variable(key): key for key in _known_keys()} | {HTTP_TOKEN_VARIABLE: ""}
     for variable in environment:
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)

@@ -13,7 +13,7 @@ from benchmarks.timing import interleaved, microseconds
 from benchmarks.world import NOW, K, World, served_world
 from feature_repo import names
 from serving import QuerySelector
-from serving.feast_format import Keys, field_name
+from serving.feast_format import ReadCommand, field_name
 from serving.features import _CLUSTERS, _REWARDS
 
 ROUNDS, TAIL_ROUNDS, GROWTH_ROUNDS, MANY_ROUNDS = 5_000, 20_000, 3_000, 10
@@ -27,7 +27,7 @@ def floor_of(world: World, selector: QuerySelector, user: str = USER) -> list[ob
 
     client = redis.Redis.from_url(world.redis_url)
     fields = [field_name(names.USER_CLUSTERS, name) for name in _CLUSTERS] + [field_name(names.CLUSTER_REWARDS, name) for name in _REWARDS]
-    key = Keys(names.PROJECT).of(user)
+    key = ReadCommand(names.PROJECT, ()).key(user)
     selector.select(user, K, now=NOW, seed=0)
     (stream,) = client.scan_iter(names.DECISIONS_KEY.replace("%d", "*"))
     record = client.xrevrange(stream, count=1)[0][1][names.RECORD_FIELD.encode()]

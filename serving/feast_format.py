@@ -6,6 +6,7 @@ installed package by its file. `tests/serving/test_features.py` holds this file 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import struct
@@ -19,7 +20,7 @@ import numpy as np
 import yaml
 
 from bandit.errors import FeatureStoreError
-from bandit.types import Floats
+from bandit.types import Floats, Ints
 from feature_repo import names
 
 _REGISTRY_ATTEMPTS, _REGISTRY_PAUSE = 4, 0.1  # seconds
@@ -39,8 +40,6 @@ def _message() -> Any:  # noqa: ANN401 -- made by protobuf at run time
 
 
 _Value = _message()
-_DOUBLES_TAG = bytes([_Value.DESCRIPTOR.fields_by_name["double_list_val"].number << 3 | 2])
-_PACKED_TAG = 0x0A  # field 1, length-delimited
 
 
 def project_of(folder: Path, views: Sequence[str]) -> str:
@@ -83,48 +82,58 @@ def field_name(view: str, feature: str) -> bytes:
     return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
 
 
-class Keys:
-    """Redis keys of users: Feast's serialized entity key, and the project."""
+class ReadCommand:
+    """The packed HMGET of a user's fields: everything but the key is the same for all users."""
 
-    def __init__(self, project: str) -> None:
+    def __init__(self, project: str, fields: Sequence[bytes]) -> None:
         join_key = names.JOIN_KEY.encode()
         self._start = struct.pack("<III", 1, _STRING, len(join_key)) + join_key + struct.pack("<I", _STRING)
         self._end = project.encode()
+        self._head = b"*%d\r\n$5\r\nHMGET\r\n$" % (len(fields) + 2)
+        self._tail = b"".join(b"\r\n$%d\r\n%b" % (len(field), field) for field in fields) + b"\r\n"
+
+    def key(self, user_id: str) -> bytes:
+        """Key of the hash that holds both views of a user: Feast's serialized entity key, and the project."""
+        user = user_id.encode()
+        return b"%b%b%b%b" % (self._start, struct.pack("<I", len(user)), user, self._end)
 
     def of(self, user_id: str) -> bytes:
-        """Key of the hash that holds both views of a user."""
-        user = user_id.encode()
-        return self._start + struct.pack("<I", len(user)) + user + self._end
+        """The command that reads a user, as Redis takes it."""
+        key = self.key(user_id)
+        return b"%b%d\r\n%b%b" % (self._head, len(key), key, self._tail)
 
 
-def value(raw: bytes) -> Any:  # noqa: ANN401 -- what a protobuf value holds is known to its reader only
-    """What a stored value holds: a number, or a sequence; an empty list for none."""
-    held = _Value.FromString(raw)
-    kind = held.WhichOneof("val")
-    if kind is None:
-        return []
-    found = getattr(held, kind)
-    return found if isinstance(found, int) else found.val
+def strings(raw: bytes) -> Sequence[str]:
+    """A stored list of strings; a string is made when it is looked at. Values of another kind are an empty list, here and below."""
+    found: Sequence[str] = _Value.FromString(raw).string_list_val.val
+    return found
+
+
+def integer(raw: bytes) -> int:
+    """A stored integer."""
+    return int(_Value.FromString(raw).int64_val)
+
+
+def integers(raw: bytes) -> Ints:
+    """A stored list of integers."""
+    found = _Value.FromString(raw).int64_list_val.val
+    return np.fromiter(found, np.int64, len(found))
 
 
 def doubles(raw: bytes) -> Floats:
     """A stored list of doubles. Packed doubles lie in the message as NumPy wants them, so that no number becomes a Python object."""
-    if raw[:1] == _DOUBLES_TAG:
-        _, start = _varint(raw, 1)
-        if start < len(raw) and raw[start] == _PACKED_TAG:
-            size, start = _varint(raw, start + 1)
-            if start + size == len(raw) and size % 8 == 0:
-                return np.frombuffer(raw[start:], "<f8")
-    found = value(raw)
+    header = _header(len(raw))
+    if raw.startswith(header):
+        return np.frombuffer(raw[len(header) :], "<f8")
+    found = _Value.FromString(raw).double_list_val.val
     return np.fromiter(found, np.float64, len(found))
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
-    number, shift = 0, 0
-    for place in range(at, len(raw)):
-        number |= (raw[place] & 0x7F) << shift
-        if raw[place] < 0x80:
-            return number, place + 1
-        shift += 7
-    return number, len(raw)
+@functools.cache
+def _header(size: int) -> bytes:
+    """How a message of `size` bytes begins that holds nothing but packed doubles; if none can, something that no message begins with."""
+    for numbers in range(max(size - 12, 8) // 8, size // 8 + 1):
+        message = _Value(double_list_val={"val": [0.0] * numbers}).SerializeToString()
+        if len(message) == size:
+            return bytes(message[: size - 8 * numbers])
+    return b"\x00"

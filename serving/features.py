@@ -11,11 +11,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bandit.errors import FeatureStoreError, InvalidValueError
-from bandit.types import ClusterRewards, Ints, Profile
+from bandit.types import ClusterRewards, Profile
 from feature_repo import names
 from serving.address import Address
 from serving.breaker import CircuitBreaker
-from serving.feast_format import Keys, doubles, field_name, project_of, value
+from serving.feast_format import ReadCommand, doubles, field_name, integer, integers, project_of, strings
 from serving.wire import Wire
 
 _CLUSTERS = [
@@ -54,9 +54,9 @@ class FeatureReader:
 
         Raises: FeatureStoreError when the definitions were never applied, DependencyAwayError when Redis does not answer.
         """
-        self._keys = Keys(project_of(folder.resolve(), (names.USER_CLUSTERS, names.CLUSTER_REWARDS)))
-        self._fields = [field_name(names.USER_CLUSTERS, feature) for feature in _CLUSTERS]
-        self._fields += [field_name(names.CLUSTER_REWARDS, feature) for feature in _REWARDS]
+        fields = [field_name(names.USER_CLUSTERS, feature) for feature in _CLUSTERS]
+        fields += [field_name(names.CLUSTER_REWARDS, feature) for feature in _REWARDS]
+        self._command = ReadCommand(project_of(folder.resolve(), (names.USER_CLUSTERS, names.CLUSTER_REWARDS)), fields)
         self._timeout = timeout
         self._wire = Wire(Address.of(redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1)
         self._wire.exchange(hiredis.pack_command(("PING",)), 1, time.monotonic() + timeout)
@@ -71,8 +71,7 @@ class FeatureReader:
 
     def command(self, user_id: str) -> bytes:
         """The packed command that reads a user."""
-        packed: bytes = hiredis.pack_command(("HMGET", self._keys.of(user_id), *self._fields))
-        return packed
+        return self._command.of(user_id)
 
     def row(self, user_id: str, reply: Any) -> tuple[Profile | None, ClusterRewards | None]:  # noqa: ANN401 -- Redis' answer
         """What the reply to `command` says. Raises: FeatureStoreError."""
@@ -94,32 +93,32 @@ class FeatureReader:
 
 def _profile(row: list[bytes]) -> Profile:
     ids, topics, topic_history, item_counts, action_types, counts, importance, last, items, weights, offsets = row
-    cluster_ids, types, actions = list(value(ids)), list(value(action_types)), doubles(counts)
+    cluster_ids, types, actions = list(strings(ids)), list(strings(action_types)), doubles(counts)
     return Profile(
         cluster_ids=cluster_ids,
-        topic_ids=_ints(topics),
+        topic_ids=integers(topics),
         topic_history=doubles(topic_history),
-        item_counts=_ints(item_counts),
+        item_counts=integers(item_counts),
         action_types=types,
         action_counts=actions.reshape(len(cluster_ids), -1) if cluster_ids else np.zeros((0, len(types))),
         importance=doubles(importance),
-        last_action_at=_ints(last),
-        query_items=value(items),  # some hundreds: strings are made of those that are drawn
+        last_action_at=integers(last),
+        query_items=strings(items),  # some hundreds: strings are made of those that are drawn
         query_weights=doubles(weights),
-        query_offsets=_ints(offsets) if cluster_ids else np.zeros(1, np.int64),
+        query_offsets=integers(offsets) if cluster_ids else np.zeros(1, np.int64),
     )
 
 
 def _rewards(row: list[bytes]) -> ClusterRewards:
     raw_ids, as_of, *sums, raw_last = row
-    ids, last = list(value(raw_ids)), _ints(raw_last)
+    ids, last = list(strings(raw_ids)), integers(raw_last)
     arrays = [doubles(values) for values in sums]
     if any(len(values) != len(ids) for values in (*arrays, last)):
         raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, (*arrays, last))])
     impressions_session, reward_session, impressions_long, reward_long, draws = arrays
     return ClusterRewards(
         cluster_ids=ids,
-        as_of=value(as_of),
+        as_of=integer(as_of),
         impressions_session=impressions_session,
         reward_session=reward_session,
         impressions_long=impressions_long,
@@ -127,8 +126,3 @@ def _rewards(row: list[bytes]) -> ClusterRewards:
         draws_session=draws,
         last_impression_at=last,
     )
-
-
-def _ints(raw: bytes) -> Ints:
-    found = value(raw)
-    return np.fromiter(found, np.int64, len(found))

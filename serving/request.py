@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
+import numpy as np
+
 from bandit.errors import InvalidValueError
+from bandit.records import uuid7
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What was asked for, and when: `now` in UTC microseconds, `started` on the clock of time.monotonic."""
 
@@ -54,3 +59,17 @@ class Request:
             seed=secrets.randbits(63) if seed is None else seed,
             started=time.monotonic(),
         )
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """The randomness of this request, from its seed alone."""
+        return np.random.default_rng(self.seed)
+
+    @cached_property
+    def decision_id(self) -> str:
+        """The same for the same user, seed and time."""
+        return uuid7(self.now, hashlib.blake2b(f"{self.user_id}\0{self.seed}".encode(), digest_size=10).digest())
+
+    def prepare(self) -> None:
+        """Make what does not depend on the features: called while Redis reads them."""
+        self.rng, self.decision_id  # noqa: B018 -- cached

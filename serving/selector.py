@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,7 +16,7 @@ from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueEr
 from bandit.evidence import align
 from bandit.featurize import FEATURE_VERSION, featurize
 from bandit.policies import FALLBACK, Candidates, plan
-from bandit.records import Decision, uuid7
+from bandit.records import Decision
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from bandit.types import ClusterRewards, Prior, Profile, Rate
 from serving.address import Address
@@ -133,7 +132,7 @@ class QuerySelector:
         while True:
             answer: Any
             try:
-                (answer,) = self._wire.exchange(command, 1, deadline)
+                (answer,) = self._wire.exchange(command, 1, deadline, request.prepare)
             except DependencyAwayError as error:
                 answer = error
             try:
@@ -250,13 +249,8 @@ class QuerySelector:
             return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=bool(reason))
         try:
             decision = self._decide(
-                request.user_id,
-                request.k,
-                request.context,
+                request,
                 (profile, rewards),
-                request.caps,
-                request.now,
-                request.seed,
                 degraded=bool(reason),
             )
         except InvalidValueError as error:
@@ -285,24 +279,21 @@ class QuerySelector:
 
     def _decide(
         self,
-        user_id: str,
-        k: int,
-        context: dict[str, str],
+        request: Request,
         row: tuple[Profile, ClusterRewards | None],
-        caps: Mapping[str, int] | None,
-        now: int,
-        seed: int,
         *,
         degraded: bool,
     ) -> Decision | None:
+        """The decision, None when no cluster may be queried. Raises: InvalidValueError for one that must not leave the process."""
         profile, rewards = row
+        k, now, caps = request.k, request.now, request.caps
         version, model = self._model.current or ("", None)
         policy: str = self._settings.policy.name
         if policy == "bandit" and model is None:
             policy = FALLBACK
         prior = model.prior if model else self._untrained
         evidence = align(profile, rewards, now, self._half_lives)
-        features = featurize(profile, evidence, prior, now, context)
+        features = featurize(profile, evidence, prior, now, request.context)
         limit = np.minimum(profile.query_counts(), float(self._settings.policy.max_queries_per_cluster))
         if caps is not None:
             limit = np.minimum(limit, [max(caps.get(cluster_id, 0), 0) for cluster_id in profile.cluster_ids])
@@ -325,15 +316,15 @@ class QuerySelector:
             cluster_ids = [cluster_ids[row] for row in rows]
         planned = plan(policy, candidates, k, limit)
         quotas = planned.quotas.tolist()
-        queries = draw(profile, rows, quotas, np.random.default_rng(seed))
+        queries = draw(profile, rows, quotas, request.rng)
         return Decision(
-            decision_id=uuid7(now, hashlib.blake2b(f"{user_id}\0{seed}".encode(), digest_size=10).digest()),
-            user_id=user_id,
+            decision_id=request.decision_id,
+            user_id=request.user_id,
             decided_at=now,
             policy=policy,
             model_version=version,
             k=k,
-            seed=seed,
+            seed=request.seed,
             feature_version=FEATURE_VERSION,
             cluster_ids=cluster_ids,
             features=candidates.features.astype("<f4", copy=False).tobytes(),
@@ -341,7 +332,7 @@ class QuerySelector:
             quotas=quotas,
             caps=limit.tolist(),
             queries=queries,
-            context=context,
+            context=request.context,
             degraded=degraded,
         )
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
@@ -31,13 +32,14 @@ class Wire:
         self._free = threading.Semaphore(connections)
         self._idle: deque[_Line] = deque()
 
-    def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
+    def exchange(self, commands: bytes, replies: int, deadline: float, meanwhile: Callable[[], None] | None = None) -> list[Any]:
         """Send packed commands and return their replies; one that Redis refused has its `hiredis.ReplyError` for a reply.
 
         Args:
             commands: packed by hiredis.
             replies: how many commands these are.
             deadline: on the clock of time.monotonic.
+            meanwhile: work to do while Redis does its own; left undone when nothing could be sent.
 
         Raises: DependencyAwayError; what was sent may then have been carried out or not.
         """
@@ -46,7 +48,7 @@ class Wire:
         if not self._free.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             raise self._address.away("no connection came free before the deadline")
         try:
-            return self._exchange(commands, replies, deadline)
+            return self._exchange(commands, replies, deadline, meanwhile)
         finally:
             self._free.release()
 
@@ -55,11 +57,11 @@ class Wire:
         while self._idle:
             self._idle.pop().close()
 
-    def _exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
+    def _exchange(self, commands: bytes, replies: int, deadline: float, meanwhile: Callable[[], None] | None) -> list[Any]:
         line = None
         try:
             line = self._idle.pop() if self._idle else _Line(self._address, deadline)
-            found = line.exchange(commands, replies, deadline)
+            found = line.exchange(commands, replies, deadline, meanwhile)
         except OSError as error:
             if line is not None:
                 line.close()  # a late reply would be taken for the next one's
@@ -94,10 +96,12 @@ class _Line:
             self._socket.close()
             raise
 
-    def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
+    def exchange(self, commands: bytes, replies: int, deadline: float, meanwhile: Callable[[], None] | None = None) -> list[Any]:
         """Send, and read that many replies. Raises: OSError."""
         self._socket.settimeout(_left(deadline))
         self._socket.sendall(commands)
+        if meanwhile is not None:
+            meanwhile()
         found = []
         while len(found) < replies:
             try:
@@ -117,6 +121,11 @@ class _Line:
     def close(self) -> None:
         """Close it."""
         self._socket.close()
+
+    def __del__(self) -> None:
+        """Close what nobody closed, without the interpreter's complaint, as redis-py does."""
+        if hasattr(self, "_socket"):
+            self._socket.close()
 
 
 def _left(deadline: float) -> float:

@@ -22,7 +22,7 @@ from feature_repo import names
 from feature_repo.partitions import partition
 from serving import QuerySelector, Selection
 from serving.features import FeatureReader
-from serving.selector import draw
+from serving.drawing import draw
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import linear_model, random_model
 from tests.tables_made import NOW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,10 @@ from bandit.records import Decision
 from bandit.settings import Settings
 from feature_repo import names
 from feature_repo.partitions import partition
-from serving.connection import connect
-from serving.decision_log import DecisionLog
+from serving.address import Address
+from serving.breaker import CircuitBreaker
+from serving.decision_log import append_command
+from serving.wire import Wire
 from tests.conftest import Deployment
 from tests.tables_made import DAY, MINUTE, NOW, decision, feedback, write_feedback
 from training import decisions as step
