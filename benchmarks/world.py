@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,3 +119,10 @@ def random_model(rng: np.random.Generator) -> LinearModel:
         weights_sha256=sha256(weights),
     )
     return LinearModel(manifest=manifest, weights=weights)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -83,8 +83,7 @@ class _Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember where to write to."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- what create_connection makes
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
 
     def send(self, commands: bytes, replies: int) -> asyncio.Future[list[Any]]:
         """Write, and promise the replies."""

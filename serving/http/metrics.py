@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter as Counts
@@ -12,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from feature_repo import names
 from serving.selection import Selection
 from serving.selector import QuerySelector
+
+log = logging.getLogger(__name__)
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _BINS = 10  # of the fractional part of a quota
@@ -45,6 +48,7 @@ class ServingMetrics:
         self._waiting = Gauge("qr_stream_entries", "Entries that Redis holds", ["stream"], registry=registry)
         self._all = self._degraded = 0
         self._looked = -math.inf
+        self._shown = ""
         selector.observer = self.observe
 
     def observe(self, selection: Selection, seconds: float) -> None:
@@ -72,18 +76,20 @@ class ServingMetrics:
         """The metrics as Prometheus reads them. Blocks for a look at the streams."""
         self._share.set(self._degraded / self._all if self._all else 0.0)
         self._away.set(self._selector.breaker.is_open)
-        self._version.clear()
         model = self._selector.model.current
+        if model is not None and model[0] != self._shown:
+            if self._shown:
+                self._version.remove(self._shown)
+            self._shown = model[0]
+            self._version.labels(self._shown).set(1)
         if model is not None:
-            self._version.labels(model[0]).set(1)
             self._age.set(time.time() - model[1].manifest.trained_until * _SECONDS_PER_MICROSECOND)
         if time.monotonic() >= self._looked + _LAG_SECONDS and not self._selector.breaker.is_open:
             self._looked = time.monotonic()
             try:
                 self._look()
-            except redis.RedisError:
-                self._lag.clear()
-                self._waiting.clear()
+            except redis.RedisError as error:
+                log.debug("the streams could not be looked at: %s", error)  # the gauges stay as they were
         return generate_latest(self.registry)
 
     def _look(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import os
 import resource
+import signal
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def serve(settings_file: Path) -> None:
         timeout_graceful_shutdown=max(round(settings.http.shutdown_seconds), 1),
         backlog=4096,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again once it has ended in order: that is no failure
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run()
 
 
