@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.verb == "serve":
-            from serving.http.server import serve  # noqa: PLC0415 -- an extra, which those who only import the library do without
+            from serving.http_service.server import serve  # noqa: PLC0415 -- an extra, which those who only import the library do without
 
             logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
             serve(given.settings)

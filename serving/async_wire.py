@@ -13,36 +13,41 @@ from typing import Any, cast
 
 import hiredis
 
+from bandit.errors import DependencyAwayError
 from serving.address import Address
 from serving.breaker import CircuitBreaker
-from serving.wire import MORE
+from serving.wire import LEFT_ALONE, MORE
 
 
 class AsyncWire:
     """An exchange for one event loop. At most `in_flight` requests wait for Redis at once; others wait for them, until their deadline."""
 
-    def __init__(self, address: Address, breaker: CircuitBreaker, *, in_flight: int) -> None:
-        """Nothing is connected before the first exchange."""
-        self._address, self._breaker = address, breaker
+    def __init__(self, address: Address, breaker: CircuitBreaker, *, in_flight: int, patience: float) -> None:
+        """Nothing is connected before the first exchange. `patience`: seconds that Redis may take, once it is a caller's turn."""
+        self._address, self._breaker, self._patience = address, breaker, patience
         self._free = asyncio.Semaphore(in_flight)
         self._connecting = asyncio.Lock()
         self._line: _Line | None = None
 
     async def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
         """As `Wire.exchange`, with the same errors."""
-        if not self._breaker.allows():
-            raise self._address.away("it failed several times, and is left alone for a while")
+        if self._breaker.turns_away:
+            raise self._address.away(LEFT_ALONE)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await self._free.acquire()
         except TimeoutError as error:
             raise self._address.away("too many requests before this one") from error
+        line = self._line
         try:
-            line = self._line
-            async with asyncio.timeout(deadline - time.monotonic()):
+            if not self._breaker.allows():
+                raise self._address.away(LEFT_ALONE)
+            async with asyncio.timeout(min(deadline - time.monotonic(), self._patience)):
                 if line is None or line.closed:
                     line = await self._connected()
                 found: list[Any] = await line.send(commands, replies)
+        except DependencyAwayError:
+            raise
         except OSError as error:  # a TimeoutError is one too
             self._breaker.failed()
             if self._line is line:

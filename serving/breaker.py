@@ -22,8 +22,14 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether callers are turned away."""
+        """Whether Redis failed, and has not answered since."""
         return self._opened_at is not None
+
+    @property
+    def turns_away(self) -> bool:
+        """Whether a caller need not even wait for its turn."""
+        opened = self._opened_at
+        return opened is not None and self._clock() < opened + self._pause
 
     def allows(self) -> bool:
         """Whether this caller may call now; who may says afterwards how it went."""

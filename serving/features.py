@@ -42,6 +42,7 @@ _REWARDS = [
     names.LAST_IMPRESSION_AT,
 ]
 
+
 class FeatureReader:
     """A user's clusters and their evidence, as Feast stored them.
 
@@ -58,7 +59,7 @@ class FeatureReader:
         fields += [field_name(names.CLUSTER_REWARDS, feature) for feature in _REWARDS]
         self._command = ReadCommand(project_of(folder.resolve(), (names.USER_CLUSTERS, names.CLUSTER_REWARDS)), fields)
         self._timeout = timeout
-        self._wire = Wire(Address.of(redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1)
+        self._wire = Wire(Address.of(redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=timeout)
         self._wire.exchange(hiredis.pack_command(("PING",)), 1, time.monotonic() + timeout)
 
     def read(self, user_id: str) -> tuple[Profile | None, ClusterRewards | None]:

@@ -35,7 +35,10 @@ from serving.wire import Wire
 log = logging.getLogger(__name__)
 
 _UNTRAINED_MEAN = 0.1  # prior mean while no model has brought one, reward per impression
-_READ_SHARE = 0.6  # of the deadline may be spent on reading; the rest is for answering without Redis, when that was in vain
+# Shares of the deadline. One caller after the other finds that Redis is away, so that there is time left to answer each without it.
+_PATIENCE_SHARE = 0.5  # that one exchange may take
+_READ_SHARE = 0.75  # that may have passed when the features are there
+_LOG_SHARE = 0.9  # that may have passed when the log has answered
 _AT_ONCE = 100  # users whose features one pipeline reads
 
 Steps: TypeAlias = Generator[bytes, Any, Selection]
@@ -53,10 +56,11 @@ class QuerySelector:
         self._untrained = Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=settings.policy.prior_strength))
         self._remembered = Remembered(settings.serving.remembered_profiles)
         self._deadline = settings.serving.deadline_ms / 1000.0
+        patience = _PATIENCE_SHARE * self._deadline
         address, connections = Address.of(settings.redis_url), settings.serving.connections
         self.breaker = CircuitBreaker(failures=settings.serving.breaker_failures, pause=settings.serving.breaker_seconds)
-        self._wire = Wire(address, self.breaker, connections=connections)
-        self._async_wire = AsyncWire(address, self.breaker, in_flight=connections)
+        self._wire = Wire(address, self.breaker, connections=connections, patience=patience)
+        self._async_wire = AsyncWire(address, self.breaker, in_flight=connections, patience=patience)
         self.observer: Observer | None = None  # called with each selection and the seconds that it took
 
     @classmethod
@@ -136,7 +140,7 @@ class QuerySelector:
             except DependencyAwayError as error:
                 answer = error
             try:
-                command, deadline = steps.send(answer), request.started + self._deadline
+                command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
             except StopIteration as done:
                 return self._done(request, done.value)
 
@@ -162,7 +166,7 @@ class QuerySelector:
             except DependencyAwayError as error:
                 answer = error
             try:
-                command, deadline = steps.send(answer), request.started + self._deadline
+                command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
             except StopIteration as done:
                 return self._done(request, done.value)
 
@@ -208,7 +212,7 @@ class QuerySelector:
         running = [(request, self._steps(request)) for request in requests]
         waiting = [(steps, next(steps)) for _, steps in running]
         made: dict[Steps, Selection] = {}
-        for share in (_READ_SHARE, 1.0):
+        for share in (_READ_SHARE, _LOG_SHARE):
             answers: Sequence[Any]
             try:
                 answers = self._wire.exchange(b"".join(command for _, command in waiting), len(waiting), started + share * self._deadline)

@@ -20,15 +20,16 @@ from serving.breaker import CircuitBreaker
 
 _READ_AT_ONCE = 1 << 16
 _LEAST_SECONDS = 0.001  # a reply that is here already is taken even after the deadline
+LEFT_ALONE = "it failed several times, and is left alone for a while"
 MORE: Any = object()  # what the parser says when a reply is not complete yet
 
 
 class Wire:
     """Up to `connections` connections to one Redis for all threads; who finds none free waits for one until the deadline."""
 
-    def __init__(self, address: Address, breaker: CircuitBreaker, *, connections: int) -> None:
-        """Nothing is connected before the first exchange."""
-        self._address, self._breaker = address, breaker
+    def __init__(self, address: Address, breaker: CircuitBreaker, *, connections: int, patience: float) -> None:
+        """Nothing is connected before the first exchange. `patience`: seconds that Redis may take, once it is a caller's turn."""
+        self._address, self._breaker, self._patience = address, breaker, patience
         self._free = threading.Semaphore(connections)
         self._idle: deque[_Line] = deque()
 
@@ -43,24 +44,32 @@ class Wire:
 
         Raises: DependencyAwayError; what was sent may then have been carried out or not.
         """
-        if not self._breaker.allows():
-            raise self._address.away("it failed several times, and is left alone for a while")
+        if self._breaker.turns_away:
+            raise self._address.away(LEFT_ALONE)
         if not self._free.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             raise self._address.away("no connection came free before the deadline")
         try:
-            return self._exchange(commands, replies, deadline, meanwhile)
+            if not self._breaker.allows():  # asked only now: it may have opened while this caller waited
+                raise self._address.away(LEFT_ALONE)
+            return self._exchange(commands, replies, min(deadline, time.monotonic() + self._patience), meanwhile)
         finally:
             self._free.release()
 
     def close(self) -> None:
         """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
+        while (line := self._idle_line()) is not None:
+            line.close()
+
+    def _idle_line(self) -> _Line | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _exchange(self, commands: bytes, replies: int, deadline: float, meanwhile: Callable[[], None] | None) -> list[Any]:
         line = None
         try:
-            line = self._idle.pop() if self._idle else _Line(self._address, deadline)
+            line = self._idle_line() or _Line(self._address, deadline)
             found = line.exchange(commands, replies, deadline, meanwhile)
         except OSError as error:
             if line is not None:

@@ -48,9 +48,7 @@ def test_asyncio_gives_the_same_decisions_however_they_interleave(served: Served
 
     async def at_once() -> list[Selection]:
         selector = served.open(policy)
-        made = await asyncio.gather(
-            *(selector.select_async(user, K, {"a": "b"}, now=NOW, seed=seed) for seed, user in enumerate(USERS))
-        )
+        made = await asyncio.gather(*(selector.select_async(user, K, {"a": "b"}, now=NOW, seed=seed) for seed, user in enumerate(USERS)))
         await selector.close_async()
         return made
 
@@ -117,6 +115,6 @@ def test_a_wrong_password_is_an_away_redis(served: Served) -> None:
     from serving.wire import Wire  # noqa: PLC0415
 
     url = served.redis_url.replace("redis://", "redis://:wrong@")
-    wire = Wire(Address.of(url), CircuitBreaker(failures=1, pause=0.0), connections=1)
+    wire = Wire(Address.of(url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
     with pytest.raises(DependencyAwayError, match="AUTH"):
         wire.exchange(hiredis.pack_command(("PING",)), 1, time.monotonic() + 5.0)

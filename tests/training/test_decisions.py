@@ -34,7 +34,7 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 
 def log(settings: Settings, decisions: list[Decision]) -> None:
     """Log as serving does."""
-    wire = Wire(Address.of(settings.redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1)
+    wire = Wire(Address.of(settings.redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
     wire.exchange(b"".join(append_command(made) for made in decisions), len(decisions), time.monotonic() + 5.0)
     wire.close()
 

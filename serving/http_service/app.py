@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse
 
 from bandit.errors import BacklogFullError, DependencyAwayError, InvalidValueError
 from serving.feedback_log import FeedbackLog
-from serving.http.bodies import BatchAnswer, BatchBody, FeedbackAnswer, FeedbackBody, Problem, SelectBody, SelectionAnswer
-from serving.http.metrics import ServingMetrics
+from serving.http_service.bodies import BatchAnswer, BatchBody, FeedbackAnswer, FeedbackBody, Problem, SelectBody, SelectionAnswer
+from serving.http_service.metrics import ServingMetrics
 from serving.selector import QuerySelector
 
 _encode = msgspec.json.Encoder().encode
@@ -70,7 +70,9 @@ def make_app(selector: QuerySelector, feedback: FeedbackLog, metrics: ServingMet
         """It can choose; without Redis from the profiles seen last, which is better than no answer."""
         return {"status": "ready", "redis": "away" if selector.breaker.is_open else "answers", "model_version": selector.model_version}
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}, dependencies=[_bearer])
+    @app.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}, dependencies=[_bearer]
+    )
     async def page() -> Response:
         """Prometheus metrics."""
         return Response(await run_in_threadpool(metrics.page), media_type="text/plain; version=0.0.4")

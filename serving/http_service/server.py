@@ -18,9 +18,9 @@ from bandit.errors import InvalidSettingError
 from bandit.settings import HTTP_TOKEN_VARIABLE, HttpSettings, load_settings
 from serving.connection import connect
 from serving.feedback_log import FeedbackLog
-from serving.http.app import make_app
-from serving.http.guard import Guard
-from serving.http.metrics import ServingMetrics
+from serving.http_service.app import make_app
+from serving.http_service.guard import Guard
+from serving.http_service.metrics import ServingMetrics
 from serving.selector import QuerySelector
 
 _REDIS_SECONDS = 5.0  # for feedback and for looks at the streams; a selection has its own deadline
@@ -77,7 +77,7 @@ def _allow_files(connections: int) -> None:
 
 
 def _protocol(settings: HttpSettings) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, with patience for a request's headers and a bound on connections, of which the most idle one gives way."""
+    """Uvicorn's protocol, with patience for a request's headers and a bound on connections, of which the most idle one gives way."""
     silent: OrderedDict[HttpToolsProtocol, None] = OrderedDict()  # connections without a request under way, the most idle first
 
     class Bounded(HttpToolsProtocol):
