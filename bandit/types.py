@@ -93,7 +93,8 @@ class Profile:
     @property
     def actions(self) -> Floats:
         """Number of actions of each cluster, of all types, (n,)."""
-        return self.action_counts.sum(axis=1)
+        totals: Floats = self.action_counts.sum(axis=1)
+        return totals
 
     def query_counts(self) -> Ints:
         """Number of query items of each cluster, (n,)."""

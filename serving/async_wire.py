@@ -16,7 +16,7 @@ import hiredis
 from bandit.errors import DependencyAwayError
 from serving.address import Address
 from serving.breaker import CircuitBreaker
-from serving.wire import LEFT_ALONE, MORE
+from serving.wire import LEFT_ALONE, MORE, check_greeting
 
 
 class AsyncWire:
@@ -71,9 +71,7 @@ class AsyncWire:
                 _, line = await loop.create_connection(_Line, self._address.host, self._address.port, ssl=self._address.tls)
                 self._line = line
                 if self._address.greetings:
-                    for reply in await line.send(self._address.greeting, self._address.greetings):
-                        if isinstance(reply, hiredis.ReplyError):
-                            raise ConnectionError(str(reply))
+                    check_greeting(await line.send(self._address.greeting, self._address.greetings))
             return self._line
 
 

@@ -18,5 +18,6 @@ def append_command(decision: Decision) -> bytes:
     `training` moves decisions to Parquet and trims the streams; nothing is trimmed by length.
     """
     key = names.DECISIONS_KEY % partition(decision.user_id)
-    packed: bytes = hiredis.pack_command(("XADD", key, "*", names.RECORD_FIELD, _encoder.encode(decision)))
+    command: tuple[str | bytes, ...] = ("XADD", key, "*", names.RECORD_FIELD, _encoder.encode(decision))
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type] -- its stub asks for tuples of one
     return packed

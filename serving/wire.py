@@ -98,9 +98,7 @@ class _Line:
                 self._socket.settimeout(_left(deadline))
                 self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
             self._reader = hiredis.Reader(notEnoughData=MORE)
-            for reply in self.exchange(address.greeting, address.greetings, deadline) if address.greetings else ():
-                if isinstance(reply, hiredis.ReplyError):
-                    raise ConnectionError(str(reply))
+            check_greeting(self.exchange(address.greeting, address.greetings, deadline) if address.greetings else [])
         except BaseException:
             self._socket.close()
             raise
@@ -111,7 +109,7 @@ class _Line:
         self._socket.sendall(commands)
         if meanwhile is not None:
             meanwhile()
-        found = []
+        found: list[Any] = []
         while len(found) < replies:
             try:
                 reply = self._reader.gets()
@@ -135,6 +133,13 @@ class _Line:
         """Close what nobody closed, without the interpreter's complaint, as redis-py does."""
         if hasattr(self, "_socket"):
             self._socket.close()
+
+
+def check_greeting(replies: list[Any]) -> None:
+    """Raises: ConnectionError for a password or a database that Redis refused."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise ConnectionError(str(reply))
 
 
 def _left(deadline: float) -> float:

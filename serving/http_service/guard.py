@@ -33,10 +33,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if scope["path"] not in OPEN_PATHS and self._expected:
-            if not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
-                await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
-                return
+        guarded = bool(self._expected) and scope["path"] not in OPEN_PATHS
+        if guarded and not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
+            return
         if not self._admits(scope["client"][0] if scope.get("client") else ""):
             await _refuse(send, 429, "too many requests from this address", (b"retry-after", b"1"))
             return
