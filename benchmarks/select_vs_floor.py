@@ -1,6 +1,6 @@
 """`select` against the least that it could cost: bare redis-py reading the same fields, decoding them, and logging the same bytes.
 
-Also its tail (p99 over p50), its growth from 10 to 100 clusters, and the saving of `select_many`. 50 clusters, k = 10, decision logged.
+50 clusters, k = 10, decision logged.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from serving import QuerySelector
 from serving.feast_format import ReadCommand, field_name
 from serving.features import _CLUSTERS, _REWARDS
 
-ROUNDS, TAIL_ROUNDS, GROWTH_ROUNDS, MANY_ROUNDS = 5_000, 20_000, 3_000, 10
-MANY = 1_000
+ROUNDS = 5_000
 USER = "user-50"
 
 
