@@ -120,10 +120,10 @@ class Consumer:
             self._prepared = True
         if self._leases.due:
             self._balance()
-        works = self._read(block=block)
-        started = time.monotonic()
-        if works:
-            with _uncollected():
+        with _uncollected():
+            works = self._read(block=block)
+            started = time.monotonic()
+            if works:
                 self._look_up(works)
                 for work in works:
                     self._fold(work)
