@@ -6,7 +6,7 @@ no special case, two partial sums merge by addition, and moving T is one multipl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,19 @@ from bandit.evidence import HalfLives
 from bandit.reward import IMPRESSION, RewardScheme
 from bandit.settings import Settings
 from feature_repo import names
-from training.tables import CLUSTER_REWARDS, DECISIONS, FEEDBACK, FUTURE_TOLERANCE, engine, log_files, read_table, write_table
+from training.lineage import Lineage, credited, read_lineage
+from training.tables import (
+    CLUSTER_REWARDS,
+    DECISIONS,
+    EVENTS,
+    FEEDBACK,
+    FUTURE_TOLERANCE,
+    RECLUSTERINGS,
+    engine,
+    log_files,
+    read_table,
+    write_table,
+)
 
 SUMS = [
     names.IMPRESSIONS_SESSION,
@@ -49,7 +61,9 @@ def epoch_us(value: dt.timestamp) -> dt.int64:
     """Microseconds since 1970, by the engine's own function."""
 
 
-def sums(events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives, scheme: RewardScheme) -> ir.Table:
+def sums(
+    events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives, scheme: RewardScheme, lineage: Lineage | None = None
+) -> ir.Table:
     """Decayed sums of each (user_id, cluster_id) at time `as_of`, one row each.
 
     Args:
@@ -58,6 +72,7 @@ def sums(events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives
         as_of: reference time, UTC microseconds.
         half_lives: session and long.
         scheme: weights of the action types.
+        lineage: reclusterings of the users who have some; each term goes where its cluster went, in the same shares.
 
     Returns: user_id, cluster_id, the five sums, one decayed count per action type, last_impression_at (microseconds, 0 for never) and
     `events`, the number of rows counted.
@@ -72,9 +87,12 @@ def sums(events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives
     happened = unique.select("user_id", "cluster_id", "action", "at", reward=weight)
     drawn = draws.select("user_id", "cluster_id", action=ibis.literal(_DRAW), at=epoch_us(draws.drawn_at), reward=ibis.literal(0.0))
     rows = happened.union(drawn).filter(lambda t: t.at <= as_of)
+    if lineage:
+        rows = credited(rows, lineage)
 
     def faded(half_life: int) -> ir.FloatingColumn:
-        return ibis.literal(2.0) ** ((rows.at - as_of) / float(half_life))
+        factor = ibis.literal(2.0) ** ((rows.at - as_of) / float(half_life))
+        return factor * rows.share if lineage else factor
 
     rows = rows.mutate(session=faded(half_lives.session), long=faded(half_lives.long))
     shown, is_draw = rows.action == IMPRESSION, rows.action == _DRAW
@@ -88,7 +106,7 @@ def sums(events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives
             names.DRAWS_SESSION: rows.session.sum(where=is_draw).fill_null(0.0),
             **counts,
             names.LAST_IMPRESSION_AT: rows.at.max(where=shown).fill_null(0),
-            "events": rows.count(),
+            EVENTS: rows.count(where=rows["first"]) if lineage else rows.count(),
         }
     )
 
@@ -155,13 +173,16 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     """
     files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
     scheme = settings.reward.scheme()
+    lineage = read_lineage(settings, as_of)
     connection = engine()
     events = connection.read_parquet(files).select(FEEDBACK.names)
     _check_events(events, files, scheme.action_types, now)
     draws = read_draws(connection, settings.data_path / "decisions")
-    cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme)
+    cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme, lineage=lineage)
     rows = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
-    table = rows.select(CLUSTER_REWARDS.names).to_pyarrow().cast(CLUSTER_REWARDS)
+    table = rows.to_pyarrow()
+    gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
+    table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
     news = table.filter(_unseen(connection, folder, table, as_of)).sort_by("user_id")
     file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
@@ -170,22 +191,28 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     return Folded(
         users=news.num_rows,
         clusters=sum(len(ids) for ids in news[names.CLUSTER_IDS]),
-        events=sum(table["events"].to_pylist()),
+        events=sum(table[EVENTS].to_pylist()),
         as_of=as_of,
         file=str(file),
     )
 
 
 def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: int) -> pa.Array:
-    """Mask of the users whose number of events differs from their newest earlier snapshot."""
-    seen: Mapping[str, int] = {}
+    """Mask of the users whose number of events, or of reclusterings, differs from their newest earlier snapshot."""
+    seen: dict[str, tuple[int, int]] = {}
     if any(folder.glob("*.parquet")):
-        past = connection.read_parquet(str(folder / "*.parquet"))
+        past = connection.read_parquet(str(folder / "*.parquet"), union_by_name=True)
+        if RECLUSTERINGS not in past.columns:
+            past = past.mutate(**{RECLUSTERINGS: ibis.literal(0)})
         past = past.filter(past[names.AS_OF] < as_of)
-        newest = past.group_by("user_id").agg(events=past.events.argmax(past[names.AS_OF])).to_pyarrow()
-        seen = dict(zip(newest["user_id"].to_pylist(), newest["events"].to_pylist(), strict=True))
-    pairs = zip(table["user_id"].to_pylist(), table["events"].to_pylist(), strict=True)
-    return pa.array([seen.get(user) != events for user, events in pairs], pa.bool_())
+        newest = past.group_by("user_id").agg(
+            events=past[EVENTS].argmax(past[names.AS_OF]),
+            reclusterings=past[RECLUSTERINGS].fill_null(0).argmax(past[names.AS_OF]),
+        )
+        columns = newest.to_pyarrow().to_pydict()
+        seen = dict(zip(columns["user_id"], zip(columns["events"], columns["reclusterings"], strict=True), strict=True))
+    rows = zip(*(table[name].to_pylist() for name in ("user_id", EVENTS, RECLUSTERINGS)), strict=True)
+    return pa.array([seen.get(user) != (events, reclusterings) for user, events, reclusterings in rows], pa.bool_())
 
 
 def _check_events(events: ir.Table, files: Sequence[str], actions: Sequence[str], now: int) -> None:

@@ -18,6 +18,7 @@ TIME = pa.timestamp("us", tz="UTC")
 FUTURE_TOLERANCE = 5 * 60 * 1_000_000  # microseconds that another machine's clock may run ahead
 
 EVENTS = "events"  # of a snapshot's user: how many events and draws its sums have counted; not a feature
+RECLUSTERINGS = "reclusterings"  # of a snapshot's user: how many its sums have been through; not a feature, absent before there were any
 
 ENGAGEMENTS = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("action", pa.string()), ("occurred_at", TIME)])
 FEEDBACK = pa.schema(
@@ -89,7 +90,19 @@ CLUSTER_REWARDS = pa.schema(
         (names.ACTION_SUMS, _FLOATS),
         (names.LAST_IMPRESSION_AT, _INTS),
         (EVENTS, pa.int64()),
+        (RECLUSTERINGS, pa.int64()),
         (names.TIMESTAMP, SNAPSHOT_TIME),
+    ]
+)
+
+MEMBERS = pa.schema([("user_id", pa.string()), ("cluster_id", pa.string()), ("item_id", pa.string())])
+LINEAGE = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("effective_at", pa.int64()),  # UTC microseconds
+        ("from_cluster", pa.string()),
+        ("to_cluster", pa.string()),
+        ("share", pa.float64()),
     ]
 )
 
