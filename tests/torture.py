@@ -81,7 +81,9 @@ class Server:
     @property
     def log(self) -> Path:
         """The append-only file, or the newest part of it."""
-        return max((file for file in self.folder.rglob("*.aof") if file.stat().st_size >= 0), key=lambda file: (".incr." in file.name, file.name))
+        return max(
+            (file for file in self.folder.rglob("*.aof") if file.stat().st_size >= 0), key=lambda file: (".incr." in file.name, file.name)
+        )
 
     def start(self) -> None:
         command = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
@@ -188,7 +190,9 @@ def settle(made: World) -> Verified:
     found = verify(made.settings)
     assert not found.differing, found.differing
     assert found.waiting == 0, found.waiting
-    counted = set(ds.dataset(list((made.settings.data_path / "feedback").rglob("*.parquet"))).to_table(columns=["event_id"])["event_id"].to_pylist())
+    counted = set(
+        ds.dataset(list((made.settings.data_path / "feedback").rglob("*.parquet"))).to_table(columns=["event_id"])["event_id"].to_pylist()
+    )
     sent = {f"event-{number}" for number in range(made.confirmed.value)}
     assert sent <= counted, f"{len(sent - counted)} confirmed events are lost"
     return found
@@ -218,7 +222,9 @@ def kills_at_random(sizes: Sizes, seed: int) -> str:
             ended(consumer)
         ended(feeder)
         found = settle(made)
-        return f"{sizes.kills} kills at random moments, {made.confirmed.value:,} events, {found.users} users, difference {found.largest:.1e}"
+        return (
+            f"{sizes.kills} kills at random moments, {made.confirmed.value:,} events, {found.users} users, difference {found.largest:.1e}"
+        )
 
 
 def kills_between_calls(sizes: Sizes, seed: int) -> str:  # noqa: ARG001 -- every step, in both forms
@@ -348,7 +354,9 @@ def freezes(sizes: Sizes, seed: int) -> str:
         for consumer in consumers:
             ended(consumer)
         found = settle(made)
-        return f"{sizes.freezes} freezes past the lease, {made.confirmed.value:,} events, {found.users} users, difference {found.largest:.1e}"
+        return (
+            f"{sizes.freezes} freezes past the lease, {made.confirmed.value:,} events, {found.users} users, difference {found.largest:.1e}"
+        )
 
 
 def _signal(process: BaseProcess, number: signal.Signals) -> None:
