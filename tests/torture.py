@@ -34,7 +34,6 @@ from bandit.errors import QueryRewardsError
 from bandit.records import Feedback
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from serving import FeedbackLog
-from training.connection import connect
 from training.deployment import create
 from training.feature_store import materialize
 from training.local_redis import redis_binary
@@ -227,7 +226,7 @@ def kills_at_random(sizes: Sizes, seed: int) -> str:
         )
 
 
-def kills_between_calls(sizes: Sizes, seed: int) -> str:  # noqa: ARG001 -- every step, in both forms
+def kills_between_calls(sizes: Sizes, seed: int) -> str:
     """SIGKILL once before each call to Redis or the disk, and once after it."""
     with world(seed, archive=1e-6) as made:
         step, events = 0, 0

@@ -26,6 +26,7 @@ from bandit.errors import (
     QueryRewardsError,
     StreamDiffersError,
 )
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from training.deployment import create
 from training.lock import locked
@@ -60,8 +61,10 @@ def cluster(
 ) -> None:
     """Cluster each user's engaged items: a new snapshot of `user_clusters`."""
     from training import cluster as step  # noqa: PLC0415 -- each verb loads only what it needs
+    from training.stream.publish import publish  # noqa: PLC0415
 
     settings = load_settings(settings_file)
+    streaming = settings.stream.enabled
     with locked(settings.data_path, "cluster"), _progress() as bar:
         task = bar.add_task("clustering users", total=None)
         result = step.cluster(
@@ -69,6 +72,8 @@ def cluster(
             history=history,
             embeddings=embeddings,
             as_of=_time(as_of),
+            effective_at=(lambda: _now() + 2 * FUTURE_TOLERANCE) if streaming else None,
+            publish=(lambda changes: publish(settings, changes)) if streaming else lambda changes: None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _show(result, as_json)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.lineage import Reclustering
 from bandit.settings import Settings
 from bandit.types import Floats, Ints
@@ -23,7 +24,7 @@ from training.embeddings import Embeddings, read_embeddings
 from training.lineage import read_lineage, write_lineage
 from training.members import forget_members, inherit, last_clustering
 from training.pinnersage import UserClusters, UserHistory, cluster_user
-from training.tables import ENGAGEMENTS, FUTURE_TOLERANCE, USER_CLUSTERS, read_table, write_table
+from training.tables import ENGAGEMENTS, USER_CLUSTERS, read_table, write_table
 from training.topics import item_topics, topic_history
 
 _USERS_PER_TASK = 200
@@ -64,7 +65,7 @@ def cluster(
     history: Path,
     embeddings: Path,
     as_of: int,
-    effective_at: int | None = None,
+    effective_at: Callable[[], int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     publish: Callable[[Sequence[Reclustering]], None] = lambda changes: None,
 ) -> Clustered:
@@ -79,8 +80,8 @@ def cluster(
             tell what each topic earned.
         embeddings: Parquet file of item embeddings.
         as_of: UTC microseconds; the rows' time, and the time that ages are taken at.
-        effective_at: events up to this time follow the members of the cluster that they name, UTC microseconds; when left out, as late as
-            an event can be that was counted before.
+        effective_at: asked when the clusters are made: events up to this time follow the members of the cluster that they name, UTC
+            microseconds. It must be as late as an event can be that is counted before `publish` ends; when left out, that of `as_of`.
         progress: called with users done and users in all.
         publish: called with what changed, in order of time, once that is in the lineage log and before the new clusters are served. A run
             after a crash hands over what the crashed one may not have; the same change can come twice.
@@ -103,8 +104,8 @@ def cluster(
     for done in _in_processes(work, users, settings.clustering.processes):
         found.append(done)
         progress(len(found), len(users))
-    effective_at = as_of + FUTURE_TOLERANCE if effective_at is None else effective_at
-    ids, changes = inherit(settings, found, space.item_ids, last=last, as_of=as_of, effective_at=effective_at)
+    until = effective_at() if effective_at else as_of + FUTURE_TOLERANCE
+    ids, changes = inherit(settings, found, space.item_ids, last=last, as_of=as_of, effective_at=until)
     write_lineage(settings, changes, as_of=as_of)
     file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
     unpublished = read_lineage(settings, as_of, since=min(_made_as_of(file), as_of - 1))

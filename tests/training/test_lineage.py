@@ -21,7 +21,7 @@ from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, write_decisions, write_embeddings, write_feedback, write_history
 from training import cluster as step
 from training.cluster import Clustered, cluster
-from training.fold import SUMS, fold
+from training.fold import fold
 from training.lineage import read_lineage, write_lineage
 from training.tables import FUTURE_TOLERANCE, RECLUSTERINGS
 
@@ -65,7 +65,7 @@ def newest(settings: Settings) -> dict[tuple[str, str], dict[str, float]]:
     files = sorted((settings.feature_repo_path / names.CLUSTER_REWARDS_PATH).glob("2*.parquet"))
     rows = {row[names.JOIN_KEY]: row for file in files for row in pq.read_table(file).to_pylist()}
     return {
-        (user, cluster_id): {name: row[name][place] for name in [*SUMS, names.LAST_IMPRESSION_AT]}
+        (user, cluster_id): {name: row[name][place] for name in [*names.SUMS, names.LAST_IMPRESSION_AT]}
         for user, row in rows.items()
         for place, cluster_id in enumerate(row[names.CLUSTER_IDS])
     }
@@ -345,7 +345,7 @@ def test_a_thousand_users_split_and_merge_and_nothing_is_lost(world: World) -> N
     assert len(same) > 2000
     assert {key: found[key] for key in same} == same  # exactly
     totals: dict[str, dict[str, float]] = defaultdict(dict)
-    for name in SUMS:
+    for name in names.SUMS:
         for user in before:
             expected = math.fsum(cell[name] for (owner, _), cell in plain.items() if owner == user)
             totals[name][user] = math.fsum(cell[name] for (owner, _), cell in found.items() if owner == user) - expected

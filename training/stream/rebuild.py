@@ -25,7 +25,7 @@ from bandit.types import ClusterRewards
 from feature_repo import names
 from feature_repo.partitions import partition
 from training.archive import arrival
-from training.fold import SUMS, epoch_us, read_draws, rows_per_user, sums
+from training.fold import epoch_us, read_draws, rows_per_user, sums
 from training.lineage import read_lineage
 from training.stream.rows import RewardRows
 from training.stream.state import Partition, StreamState, decision_key, event_key
@@ -87,7 +87,7 @@ def users_from_logs(
     actions = folding.scheme.action_types
     for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_pyarrow_batches():
         for row in batch.to_pylist():
-            arrays = {name: np.array(row[name], np.float64) for name in SUMS}
+            arrays = {name: np.array(row[name], np.float64) for name in names.SUMS}
             last = np.array(row[names.LAST_IMPRESSION_AT], np.int64)
             rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, last_impression_at=last, **arrays)
             counts = np.array(row[names.ACTION_SUMS], np.float64).reshape(len(last), -1)

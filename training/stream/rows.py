@@ -25,7 +25,6 @@ with warnings.catch_warnings():  # importing Feast switches on the DeprecationWa
 from bandit.sums import UserSums
 from bandit.types import ClusterRewards
 from feature_repo import names
-from feature_repo.names import SUMS
 
 _WRITE = """
 local written = redis.call('HGET', KEYS[1], ARGV[1])
@@ -34,7 +33,7 @@ redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
 _KEYS_KEPT = 100_000  # of users; the key of one takes Feast as long as the rest of its row
-_FIELDS = (*SUMS, names.ACTION_SUMS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
+_FIELDS = (*names.SUMS, names.ACTION_SUMS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
 
 
 class RewardRows:
@@ -74,7 +73,7 @@ class RewardRows:
         seconds, microseconds = divmod(sums.as_of, 1_000_000)
         arguments = [self._time, Timestamp(seconds=seconds, nanos=microseconds * 1000).SerializeToString()]
         length, columns = 8 * len(ids), sums.columns.tobytes()
-        for place, name in enumerate(SUMS):
+        for place, name in enumerate(names.SUMS):
             arguments += field[name], _doubles(columns[place * length : (place + 1) * length])
         arguments += field[names.ACTION_SUMS], _doubles(sums.action_sums.tobytes())
         arguments += field[names.AS_OF], Value(int64_val=sums.as_of).SerializeToString()
@@ -98,7 +97,7 @@ class RewardRows:
             cluster_ids=held[names.CLUSTER_IDS],
             as_of=held[names.AS_OF],
             last_impression_at=np.array(held[names.LAST_IMPRESSION_AT], np.int64),
-            **{name: np.array(held[name], np.float64) for name in SUMS},
+            **{name: np.array(held[name], np.float64) for name in names.SUMS},
         )
 
 

@@ -142,6 +142,5 @@ def _values(sums: UserSums, ids: list[str]) -> Floats:
 
 
 def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:
-    fields = (names.IMPRESSIONS_SESSION, names.REWARD_SESSION, names.IMPRESSIONS_LONG, names.REWARD_LONG, names.DRAWS_SESSION)
-    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*fields, names.LAST_IMPRESSION_AT))
+    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*names.SUMS, names.LAST_IMPRESSION_AT))
     return equal and sums.cluster_ids == row.cluster_ids
