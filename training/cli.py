@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -128,7 +130,8 @@ def stream(
             str(settings_file), "stream.enabled", "is false: two writers of cluster_rewards would overwrite each other"
         )
     with stderr.status("starting") as status:
-        result = step.stream(settings, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
+        stopped = _stopped()
+        result = step.stream(settings, stopped.is_set, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
     _show(result, as_json)
 
 
@@ -184,6 +187,25 @@ def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", 
     _show(result, as_json)
     if result.promoted is None:
         raise NotPromotedError(result.not_promoted)
+
+
+@app.command()
+def learn(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
+    """Small updates of the served model every `training.every_seconds`, until SIGTERM."""
+    from training import keep_learning as step  # noqa: PLC0415
+
+    settings = load_settings(settings_file)
+    if not settings.training.every_seconds:
+        raise InvalidSettingError(str(settings_file), "training.every_seconds", "is 0: the served model changes by `retrain` only")
+    step.keep_learning(settings, clock=_now, wait=_stopped().wait, show=lambda updated: _show(updated, as_json))
+
+
+def _stopped() -> threading.Event:
+    """Set when the process is asked to end."""
+    event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 def main() -> None:

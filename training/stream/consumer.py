@@ -137,6 +137,7 @@ class Consumer:
 
     def _balance(self) -> None:
         taken = self._leases.balance()
+        self._measure_backlog()
         self._owned = {number: held for number, held in self._owned.items() if self._leases.fences.get(number) == held.fence}
         if not taken:
             return
@@ -154,6 +155,13 @@ class Consumer:
         for held in found.values():
             self._archive_again(held)
         self._owned |= found
+
+    def _measure_backlog(self) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for number in self._owned:
+            pipeline.xlen(_FEEDBACK_STREAMS[number])
+            pipeline.xlen(_DECISION_STREAMS[number])
+        self._metrics.backlog.set(sum(pipeline.execute()))
 
     def _write_again(self, held: Partition, users: list[str]) -> None:
         """Rows of the last commit, whose owner may have died before it wrote them."""
