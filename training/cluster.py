@@ -72,7 +72,8 @@ def cluster(
     """Cluster every user of `history` and write the snapshot of `user_clusters` at `as_of`.
 
     New clusters inherit the ids and the evidence of the last clustering's. Killed at any instruction, the step can be repeated, as of the
-    same time or a later one; repeating it with the same files gives the same bytes.
+    same time or a later one; repeating it with the same files gives the same bytes. With other files, as of the same time, it replaces what
+    it did, which whoever was told of that by `publish` cannot take back.
 
     Args:
         settings: action types and clustering; `processes` processes share the users.

@@ -43,9 +43,14 @@ def inherit(
 
     Writes the members of the new clusters, which count once the lineage file of `as_of` is there. A user who is not among `users` keeps
     the members of the last time.
+
+    Raises: InvalidValueError when `effective_at` is not after the last reclustering's.
     """
     old = _read(timed_file(_folder(settings), last)) if last is not None else {}
     history = read_lineage(settings, as_of - 1)
+    latest = max((changes[-1].effective_at for changes in history.values()), default=-1)
+    if effective_at <= latest:
+        raise InvalidValueError("effective_at", expected=f"a time after the last reclustering's, {latest}", received=effective_at)
     fresh = _strings(item_ids, [np.append(user.medoids, user.left_out) for user in users])
     members = iter(_strings(item_ids, [items for user in users for items in user.members]))
     ids: list[list[str]] = []

@@ -170,6 +170,16 @@ def test_a_clustering_in_the_past_is_refused(world: World) -> None:
     assert files_of(world.settings) == before
 
 
+def test_reclusterings_take_effect_in_the_order_in_which_they_were_made(world: World) -> None:
+    for day, letters in enumerate(("aaabb", "aabbb")):
+        world.cluster({"u": letters}, at=NOW + day * DAY)
+    before = files_of(world.settings)
+    files = {"history": world.folder / "history.parquet", "embeddings": world.folder / "items.parquet"}
+    with pytest.raises(InvalidValueError, match="effective_at: expected a time after the last reclustering's"):
+        cluster(world.settings, **files, as_of=NOW + DAY + 1, effective_at=NOW + DAY + FUTURE_TOLERANCE)
+    assert files_of(world.settings) == before
+
+
 def test_a_foreign_file_among_the_lineage_is_named(world: World) -> None:
     world.cluster({"u": "aab"}, at=NOW)
     (world.settings.data_path / "lineage" / "mine.parquet").write_bytes(b"")
@@ -195,7 +205,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("later", [0, HOUR], ids=["the same time", "a later time"])
-@pytest.mark.parametrize("crash", range(5))
+@pytest.mark.parametrize("crash", range(6))
 def test_a_crash_between_writes_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch, crash: int, later: int) -> None:
     """Killed before or after any of its writes; run again, as of the same time or a later one, with yet another clustering."""
     places = [{"u": "aaaabb"}, {"u": "aacccb"}, {"u": "aabbcc" if later else "aacccb"}]
@@ -211,7 +221,7 @@ def test_a_crash_between_writes_loses_nothing(world: World, monkeypatch: pytest.
         published.extend(changes)
 
     with monkeypatch.context() as patch:
-        for place, name in enumerate(("inherit", "write_lineage", "_table", "write_table", "forget_members")):
+        for place, name in enumerate(("inherit", "write_lineage", "read_lineage", "_table", "write_table", "forget_members")):
             if place == crash:
                 patch.setattr(step, name, die)
         with pytest.raises(Killed):
