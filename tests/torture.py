@@ -33,6 +33,7 @@ import redis
 from bandit.errors import QueryRewardsError
 from bandit.records import Feedback
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from feature_repo import names
 from serving import FeedbackLog
 from training.deployment import create
 from training.feature_store import materialize
@@ -65,9 +66,10 @@ class Sizes:
     restarts: int = 20
     cuts: int = 100
     freezes: int = 20
+    events: int = 1_000_000
 
 
-SHORT = Sizes(stride=37, kills=8, restarts=2, cuts=6, freezes=2)
+SHORT = Sizes(stride=37, kills=8, restarts=2, cuts=6, freezes=2, events=20_000)
 
 
 class Server:
@@ -188,7 +190,7 @@ def settle(made: World) -> Verified:
     """Let a consumer finish what waits, and hold everything against the batch fold. Raises: AssertionError."""
     drain(made.settings)
     found = verify(made.settings)
-    assert not found.differing, found.differing
+    assert not found.differing, f"{len(found.differing)} users differ, {next(iter(found.differing.items()))}"
     assert found.waiting == 0, found.waiting
     counted = set(
         ds.dataset(list((made.settings.data_path / "feedback").rglob("*.parquet"))).to_table(columns=["event_id"])["event_id"].to_pylist()
@@ -228,22 +230,26 @@ def kills_at_random(sizes: Sizes, seed: int) -> str:
 
 
 def kills_between_calls(sizes: Sizes, seed: int) -> str:
-    """SIGKILL once before each call to Redis or the disk, and once after it."""
+    """SIGKILL once before each call to Redis or the disk, and once after it: of a consumer that goes on, and of one that begins anew."""
     with world(seed, archive=1e-6) as made:
-        step, events = 0, 0
-        while True:
-            made.confirmed.value = events
-            feeder = started(feed, made, 1e9, events + 120)
-            feeder.join()
-            events += 120
-            consumer = started(_killed_at, made.settings, step)
-            consumer.join()
-            if consumer.exitcode == 0:
-                break
-            assert consumer.exitcode == -signal.SIGKILL, consumer.exitcode
-            step += sizes.stride
+        kills, events = 0, 0
+        for anew in (False, True):
+            for step in range(0, 10**9, sizes.stride):
+                started(feed, made, 1e9, events + 120).join()
+                events += 120
+                if anew or not kills:
+                    redis.Redis(port=made.server.port).delete(*(names.STATE_KEY % number for number in range(names.PARTITIONS)))
+                consumer = started(_killed_at, made.settings, step)
+                consumer.join()
+                if consumer.exitcode == 0:
+                    break
+                assert consumer.exitcode == -signal.SIGKILL, consumer.exitcode
+                kills += 1
+                if kills == 1:
+                    drain(made.settings)
         found = settle(made)
-        return f"{step // sizes.stride} kills, one at every step (of {sizes.stride}) between two calls, {events:,} events, {found.users} users, difference {found.largest:.1e}"
+        every = f"every {sizes.stride}th step" if sizes.stride > 1 else "each step"
+        return f"{kills} kills, at {every} between two calls, {events:,} events, {found.users} users, difference {found.largest:.1e}"
 
 
 def _killed_at(settings: Settings, step: int) -> None:
@@ -359,6 +365,26 @@ def freezes(sizes: Sizes, seed: int) -> str:
         )
 
 
+def a_million_events(sizes: Sizes, seed: int) -> str:
+    """Shuffled, one in twenty twice, up to a day late: the stream equals the batch fold."""
+    rng = random.Random(seed)
+    with world(seed) as made:
+        consumer = started(consume, made.settings)
+        numbers = list(range(sizes.events))
+        numbers += rng.sample(numbers, sizes.events // 20)
+        rng.shuffle(numbers)
+        log = FeedbackLog(redis.Redis(port=made.server.port), made.settings)
+        for start in range(0, len(numbers), 2000):
+            recorded = log.record([made.event(number) for number in numbers[start : start + 2000]], wait_seconds=60.0)
+            assert not recorded.refused
+        made.confirmed.value = sizes.events
+        ended(consumer)
+        found = settle(made)
+        return (
+            f"{sizes.events:,} events, {len(numbers) - sizes.events:,} of them twice, {found.users} users, difference {found.largest:.1e}"
+        )
+
+
 def _signal(process: BaseProcess, number: signal.Signals) -> None:
     assert process.pid is not None
     os.kill(process.pid, number)
@@ -372,7 +398,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-PARTS = (kills_between_calls, kills_at_random, redis_restarts, power_cuts, freezes)
+PARTS = (a_million_events, kills_between_calls, kills_at_random, redis_restarts, power_cuts, freezes)
 
 
 def main() -> None:

@@ -87,8 +87,7 @@ class Batch:
         """Remove what was written from the streams."""
         pipeline = client.pipeline(transaction=False)
         for stream, entry_id in self.positions.items():
-            milliseconds, sequence = entry_id.split("-")
-            pipeline.xtrim(stream, minid=f"{milliseconds}-{int(sequence) + 1}", approximate=False)
+            pipeline.xtrim(stream, minid=after(entry_id), approximate=False)
         pipeline.execute()
 
 
@@ -157,6 +156,12 @@ def arrival(entry_id: str) -> int:
     return int(entry_id.partition("-")[0]) * 1000
 
 
+def after(entry_id: str) -> str:
+    """The least id that is greater."""
+    milliseconds, sequence = entry_id.split("-")
+    return f"{milliseconds}-{int(sequence) + 1}"
+
+
 def compact(settings: Settings, *, now: int) -> int:
     """Put the files of each past day into one, every event and decision once; returns the number of files that went.
 
@@ -186,17 +191,18 @@ def _first_of_each(keys: pa.ChunkedArray) -> pa.Array:
 def _entries(client: redis.Redis) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
     for partition in range(names.PARTITIONS):
         for stream in (names.DECISIONS_KEY % partition, names.FEEDBACK_KEY % partition):
-            for entry_id, fields in stream_entries(client, stream):
-                yield stream, entry_id, fields
+            for entries in stream_entries(client, stream):
+                for entry_id, fields in entries:
+                    yield stream, entry_id.decode(), fields
 
 
-def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[tuple[str, dict[bytes, bytes]]]:
-    """Entries of a stream from its beginning to `last`, read piece by piece."""
+def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[list[tuple[bytes, dict[bytes, bytes]]]]:
+    """Entries of a stream from its beginning to `last`, piece by piece."""
     start = "-"
     while True:
         entries = client.xrange(stream, min=start, max=last, count=_READ_AT_ONCE)
-        for entry_id, fields in entries:
-            yield entry_id.decode(), fields
+        if entries:
+            yield entries
         if len(entries) < _READ_AT_ONCE:
             return
         start = "(" + entries[-1][0].decode()

@@ -176,7 +176,7 @@ def test_reclusterings_take_effect_in_the_order_in_which_they_were_made(world: W
     before = files_of(world.settings)
     files = {"history": world.folder / "history.parquet", "embeddings": world.folder / "items.parquet"}
     with pytest.raises(InvalidValueError, match="effective_at: expected a time after the last reclustering's"):
-        cluster(world.settings, **files, as_of=NOW + DAY + 1, effective_at=NOW + DAY + FUTURE_TOLERANCE)
+        cluster(world.settings, **files, as_of=NOW + DAY + 1, effective_at=lambda: NOW + DAY + FUTURE_TOLERANCE)
     assert files_of(world.settings) == before
 
 

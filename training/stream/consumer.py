@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -31,7 +31,7 @@ from training.stream.leases import Leases
 from training.stream.metrics import StreamMetrics
 from training.stream.rebuild import rebuild
 from training.stream.rows import RewardRows
-from training.stream.state import Commit, Partition, StreamState, decision_key, event_key
+from training.stream.state import BEGINNING, Commit, Partition, StreamState, decision_key, event_key
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +152,7 @@ class Consumer:
             found |= begun
         for number, users in dirty.items():
             self._write_again(found[number], users)
-        for held in found.values():
-            self._archive_again(held)
+        self._archive_again(found.values())
         self._owned |= found
 
     def _measure_backlog(self) -> None:
@@ -174,12 +173,22 @@ class Consumer:
                 self._rows.write(pipeline, user, UserSums(self._folding, data), held.version)
         pipeline.execute()
 
-    def _archive_again(self, held: Partition) -> None:
+    def _archive_again(self, found: Collection[Partition]) -> None:
         """Entries that were folded, but whose owner may have died before they were in Parquet."""
-        for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions)):
-            if last != "0-0":
-                for entry_id, fields in stream_entries(self._client, stream, last):
-                    self._archiver.add([self._entry(stream, entry_id, fields)])
+        streams = [
+            (stream, last, held.fence)
+            for held in found
+            for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions))
+            if last != BEGINNING
+        ]
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, _, _ in streams:
+            pipeline.xlen(stream)
+        for (stream, last, fence), entries in zip(streams, pipeline.execute(), strict=True):
+            if entries:
+                for some in stream_entries(self._client, stream, last):
+                    self._archiver.add([self._entry(stream, entry_id.decode(), fields) for entry_id, fields in some], fence)
+                    self._archiver.put_away_if_due()
 
     def _read(self, *, block: bool) -> list[_Work]:
         if not self._owned:
@@ -291,7 +300,7 @@ class Consumer:
             held.commits += 1
             held.feedback, held.decisions = work.feedback or held.feedback, work.decisions or held.decisions
             for _, entries in groupby(work.entries, key=_stream_of):
-                self._archiver.add(list(entries))
+                self._archiver.add(list(entries), held.fence)
             self._metrics.dead_letters.inc(len(work.dead))
             for user in work.changed:
                 self._rows.write(rows, user, work.sums[user], held.version)

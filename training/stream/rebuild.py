@@ -114,11 +114,12 @@ def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: 
 
 
 def _forget(client: redis.Redis, fences: Mapping[int, int]) -> None:
-    """Remove sums that an earlier state left: they may have been made otherwise."""
-    keys = client.scan_iter(match=names.SUMS_KEY.replace("%d", "*").replace("%s", "*"), count=10_000)
-    mine = (key for key in keys if int(key[key.index(b"{") + 1 : key.index(b"}")]) in fences)
-    while some := list(islice(mine, 1000)):
-        client.unlink(*some)
+    """Remove what an earlier state left: its sums may have been made otherwise, and what it has seen need not be in the logs yet."""
+    for pattern in (names.SUMS_KEY, names.SEEN_KEY):
+        keys = client.scan_iter(match=pattern.replace("%d", "*").replace("%s", "*"), count=10_000)
+        mine = (key for key in keys if int(key[key.index(b"{") + 1 : key.index(b"}")]) in fences)
+        while some := list(islice(mine, 1000)):
+            client.unlink(*some)
 
 
 def _remember(settings: Settings, client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:

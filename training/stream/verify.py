@@ -88,9 +88,9 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
     intake, left = settings.intake(), Batch()
     for held in positions.values():
         for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
-            if last != "0-0":
-                for entry_id, fields in stream_entries(client, stream, last):
-                    left.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), b"")
+            for entries in stream_entries(client, stream, last):
+                for entry_id, fields in entries:
+                    left.add(stream, entry_id.decode(), read_entry(stream, entry_id.decode(), fields, intake), b"")
     return found, feedback_table(left.feedback), decision_table(left.decisions)
 
 
