@@ -63,7 +63,8 @@ def play(
 
 def _last_week(folder: Path, redis_url: str, policy: str, start: int, rng: np.random.Generator) -> Settings:
     """Clusters, one request of each user with its feedback, and a model; then the stream is switched on."""
-    file = create_settings(folder, redis_url, policy)
+    create(folder, recipes.SETTINGS.format(redis_url=redis_url, policy=policy))
+    file = folder / DEFAULT_FILE
     settings = load_settings(file)
     recipes.write_history(folder, rng, start)
     cluster(settings, history=folder / "history.parquet", embeddings=folder / "items.parquet", as_of=start)
@@ -79,12 +80,6 @@ def _last_week(folder: Path, redis_url: str, policy: str, start: int, rng: np.ra
     retrain(settings, as_of=later, now=later)
     file.write_text(file.read_text(encoding="utf-8") + _STREAM, encoding="utf-8")
     return load_settings(file)
-
-
-def create_settings(folder: Path, redis_url: str, policy: str) -> Path:
-    """A deployment as the story's, in this folder."""
-    create(folder, recipes.SETTINGS.format(redis_url=redis_url, policy=policy))
-    return folder / DEFAULT_FILE
 
 
 @contextlib.contextmanager
