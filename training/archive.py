@@ -117,7 +117,7 @@ def move_logs(settings: Settings) -> Moved:
             record = fields.get(names.RECORD_FIELD.encode(), b"")
             read: Decision | Feedback | str
             if stream.endswith(":decisions"):
-                read = read_decision(record)
+                read = read_decision(record, arrival(entry_id))
             elif names.LINEAGE_FIELD.encode() in fields:
                 read = ""
             else:

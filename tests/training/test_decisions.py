@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.records import Decision
 from tests.strategies import law
 from tests.tables_made import DAY, NOW, decision
@@ -21,7 +22,7 @@ ARRIVED = NOW
 
 
 def read(record: bytes) -> Decision | str:
-    return read_decision(record)
+    return read_decision(record, ARRIVED)
 
 
 def test_a_decision_is_read_as_it_was_written_and_its_row_holds_every_field() -> None:
@@ -50,6 +51,12 @@ BROKEN = {
     "quotas too many": ({"quotas": [1.0, 1.0, 1.0]}, "quotas"),
     "k of zero": ({"k": 0}, "k"),
     "k beyond 32 bits": ({"k": 2**40}, "k"),
+    "a seed beyond 64 bits": ({"seed": 2**63}, "seed"),
+    "a feature version beyond 32 bits": ({"feature_version": 2**31}, "feature_version"),
+    "a time after its arrival": ({"decided_at": ARRIVED + FUTURE_TOLERANCE + 1}, "decided_at"),
+    "no user": ({"user_id": ""}, "user_id"),
+    "a user of 4 KB": ({"user_id": "u" * 4096}, "user_id"),
+    "control characters in its id": ({"decision_id": "d\n"}, "decision_id"),
     "a time before all": ({"decided_at": 0}, "decided_at"),
     "a time beyond the calendar": ({"decided_at": 2**62}, "decided_at"),
 }
@@ -69,3 +76,13 @@ def test_noise_is_refused_with_a_reason_and_never_raises(record: bytes) -> None:
     reason = read(record)
     assert isinstance(reason, str)
     assert reason.startswith("not a decision: ")
+
+
+def test_a_record_nested_ten_thousand_deep_is_refused() -> None:
+    assert str(read(b"\x81\xa1x" + b"\x91" * 10_000)).startswith("not a decision: ")
+
+
+def test_the_largest_numbers_that_are_read_can_be_written() -> None:
+    made = decision(1, at=ARRIVED + FUTURE_TOLERANCE, seed=-(2**63), feature_version=2**31 - 1, k=2**31 - 1)
+    assert read(msgspec.msgpack.encode(made)) == made
+    assert decision_table([made]).num_rows == 1

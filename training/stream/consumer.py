@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE
+from bandit.intake import DECODE_ERRORS
 from bandit.lineage import Reclustering
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
@@ -195,14 +195,11 @@ class Consumer:
         record = fields.get(_RECORD, b"")
         arrived = arrival(entry_id)
         if stream.endswith("s"):  # decisions
-            decision = read_decision(record)
-            if isinstance(decision, Decision) and decision.decided_at > arrived + FUTURE_TOLERANCE:
-                return stream, entry_id, f"decided_at: {decision.decided_at} is in the future", record
-            return stream, entry_id, decision, record
+            return stream, entry_id, read_decision(record, arrived), record
         if _LINEAGE in fields:
             try:
                 return stream, entry_id, _reclustering.decode(fields[_LINEAGE]), record
-            except (msgspec.MsgspecError, ValueError) as error:
+            except DECODE_ERRORS as error:
                 return stream, entry_id, f"not a reclustering: {error}", fields[_LINEAGE]
         return stream, entry_id, self._intake.read(record, arrived), record
 

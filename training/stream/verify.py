@@ -92,8 +92,8 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
             event = intake.read(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
             if isinstance(event, Feedback):
                 events.append(event)
-        for _, fields in _folded(client, names.DECISIONS_KEY % held.number, held.decisions):
-            decision = read_decision(fields.get(names.RECORD_FIELD.encode(), b""))
+        for entry_id, fields in _folded(client, names.DECISIONS_KEY % held.number, held.decisions):
+            decision = read_decision(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
             if isinstance(decision, Decision):
                 decided.append(decision)
     return found, feedback_table(events), decision_table(decided)
