@@ -205,9 +205,9 @@ def test_what_is_logged_in_the_same_millisecond_stays_too(deployment: Deployment
 
     def slow(table: pa.Table, file: Path) -> None:
         write(table, file)
-        deployment.redis.xadd(stream, {names.RECORD_FIELD: msgspec.msgpack.encode(last)}, id="1000-4")
+        deployment.redis.xadd(stream, {names.RECORD_FIELD: msgspec.msgpack.encode(last)}, id=f"{MADE // 1000 + 1}-4")
 
-    deployment.redis.xadd(stream, {names.RECORD_FIELD: msgspec.msgpack.encode(first)}, id="1000-3")
+    deployment.redis.xadd(stream, {names.RECORD_FIELD: msgspec.msgpack.encode(first)}, id=f"{MADE // 1000 + 1}-3")
     with monkeypatch.context() as patched:
         patched.setattr(step, "write_table", slow)
         assert move_logs(deployment.settings).decisions == 1
