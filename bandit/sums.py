@@ -83,7 +83,7 @@ class UserSums:
         held = _decoder.decode(stored)
         self.as_of, self.lineage = held.as_of, held.lineage
         self._rows = {cluster_id: row for row, cluster_id in enumerate(held.cluster_ids)}
-        self.values = np.frombuffer(held.values, "<f8").reshape(len(self._rows), -1).copy()
+        self.values = np.frombuffer(held.values, "<f8").reshape(len(self._rows), _ACTIONS + len(self._weights)).copy()
         self.last_impression_at = np.frombuffer(held.last_impression_at, "<i8").copy()
 
     @property
@@ -94,6 +94,8 @@ class UserSums:
     def add(self, terms: Iterable[Term]) -> None:
         """Add events and draws, in any order, of any time."""
         terms = list(terms)
+        if not terms:  # a decision without queries
+            return
         self.move(max(term.at for term in terms))
         session, long = float(self._folding.half_lives.session), float(self._folding.half_lives.long)
         for cluster_id, code, at in terms:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE, Intake
+from bandit.intake import DECODE_ERRORS, FUTURE_TOLERANCE, Intake
 from bandit.lineage import Reclustering
 from bandit.model import sha256
 from bandit.records import Decision, Feedback
@@ -138,14 +138,11 @@ def move_logs(settings: Settings) -> Moved:
 def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
     """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
     if stream.endswith(_DECISIONS):
-        decision, arrived = read_decision(fields.get(_RECORD, b"")), arrival(entry_id)
-        if isinstance(decision, Decision) and decision.decided_at > arrived + FUTURE_TOLERANCE:
-            return f"decided_at: {decision.decided_at} is in the future"
-        return decision
+        return read_decision(fields.get(_RECORD, b""), arrival(entry_id))
     if _LINEAGE in fields:
         try:
             change: Reclustering = _reclustering.decode(fields[_LINEAGE])
-        except (msgspec.MsgspecError, ValueError) as error:
+        except DECODE_ERRORS as error:
             return f"not a reclustering: {error}"
         return change
     return intake.read(fields.get(_RECORD, b""), arrival(entry_id))
