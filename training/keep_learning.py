@@ -1,7 +1,7 @@
 """Keep learning: small updates of the served model between two retrainings, from the decisions whose window has closed since.
 
 A small update is learned from all but the newest rows and judged on those, which neither model has seen. It is published when it predicts
-them no worse than the serving model, and differs from it little: whatever is larger waits for `retrain`.
+them better than the serving model, and differs from it little: whatever is larger waits for `retrain`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from bandit.errors import EmptyLogError, LockHeldError, NotPromotedError
 from bandit.learning import Examples
 from bandit.model import LinearModel
 from bandit.settings import Settings
+from bandit.types import Floats
 from training.archive import move_logs
 from training.join import join
 from training.lock import locked
@@ -78,13 +79,19 @@ def keep_learning(settings: Settings, *, clock: Callable[[], int], wait: Callabl
 
 
 def _judged(champion: LinearModel, model: LinearModel, held_out: Examples, largest: float) -> Updated:
-    before, after = (one.predict(held_out.features) for one in (champion, model))
+    before, after = (_served(one, held_out) for one in (champion, model))
     error_before, error_after = (float(((held_out.residual - predicted) ** 2).mean()) for predicted in (before, after))
     change = float(np.abs(after - before).mean())
     reason = ""
-    if error_after > error_before:
-        reason = f"it predicts the newest rows worse than the serving model: {error_after:.6f} against {error_before:.6f}"
+    if error_after >= error_before:
+        reason = f"it predicts the newest rows no better than the serving model: {error_after:.6f} against {error_before:.6f}"
     elif change > largest:
         reason = f"it differs from the serving model by {change:.4f} a row, training.largest_update is {largest}: retrain decides"
     rows = len(held_out)
     return Updated(version=None, reason=reason, rows=rows, error_before=error_before, error_after=error_after, change=change)
+
+
+def _served(model: LinearModel, examples: Examples) -> Floats:
+    """What the model adds to the shrunk rate, within the limit that serving holds it to."""
+    limit = model.manifest.exploration.residual_limit
+    return np.clip(model.predict(examples.features), -limit, limit)
