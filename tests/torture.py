@@ -115,13 +115,14 @@ class World:
     seed: int
     start: int
     confirmed: Synchronized[int]
+    generation: int = 10**9  # events until others take the users' place, so that nothing later mends what was left of theirs
 
     def event(self, number: int) -> Feedback:
         rng = random.Random((self.seed << 32) + number)
         return Feedback(
             event_id=f"event-{number}",
             decision_id="019aaaaa-0000-7000-8000-000000000000",
-            user_id=f"user-{rng.randrange(USERS)}",
+            user_id=f"user-{number // self.generation}-{rng.randrange(USERS)}",
             cluster_id=f"cluster-{rng.randrange(CLUSTERS)}",
             query_id="query",
             item_id="item",
@@ -131,7 +132,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(seed: int, *, archive: float = 0.1) -> Iterator[World]:
+def world(seed: int, *, archive: float = 0.1, generation: int = 10**9) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="query-rewards-torture-") as name:
         folder = Path(name)
         server = Server(folder / "redis")
@@ -142,7 +143,7 @@ def world(seed: int, *, archive: float = 0.1) -> Iterator[World]:
             now = time.time_ns() // 1000
             materialize(settings, until=now)
             confirmed: Any = fork.Value("q", 0)
-            yield World(folder=folder, server=server, settings=settings, seed=seed, start=now, confirmed=confirmed)
+            yield World(folder=folder, server=server, settings=settings, seed=seed, start=now, confirmed=confirmed, generation=generation)
         finally:
             server.kill()
 
@@ -231,7 +232,7 @@ def kills_at_random(sizes: Sizes, seed: int) -> str:
 
 def kills_between_calls(sizes: Sizes, seed: int) -> str:
     """SIGKILL once before each call to Redis or the disk, and once after it: of a consumer that goes on, and of one that begins anew."""
-    with world(seed, archive=1e-6) as made:
+    with world(seed, archive=1e-6, generation=120) as made:
         kills, events = 0, 0
         for anew in (False, True):
             for step in range(0, 10**9, sizes.stride):
@@ -343,26 +344,44 @@ def _unconfirmed(settings: Settings, made: World, count: int) -> None:
 
 
 def freezes(sizes: Sizes, seed: int) -> str:
-    """A consumer is stopped until its lease is over and another has its partitions, and goes on where it was."""
+    """A consumer stops just before it sends something, until its lease is over and another has its partitions, and goes on where it was."""
     rng = random.Random(seed)
     with world(seed) as made:
         feeder = started(feed, made, 2000.0, 10**9)
-        consumers = [started(consume, made.settings) for _ in range(2)]
-        for _ in range(sizes.freezes):
-            frozen = rng.choice(consumers)
-            time.sleep(rng.uniform(0.3, 0.8))
-            _signal(frozen, signal.SIGSTOP)
-            time.sleep(rng.uniform(0.6, 1.5))
-            _signal(frozen, signal.SIGCONT)
-        time.sleep(1.0)
+        consumers = [started(_freezing, made.settings, seed + number) for number in range(2)]
+        done, deadline = 0, time.monotonic() + 30.0 * sizes.freezes
+        while done < sizes.freezes:
+            assert time.monotonic() < deadline, "no consumer froze"
+            for frozen in [consumer for consumer in consumers if _state(consumer) == "T"]:
+                time.sleep(rng.uniform(0.6, 1.5))
+                _signal(frozen, signal.SIGCONT)
+                done += 1
+            time.sleep(0.02)
+        time.sleep(0.5)
         assert all(consumer.is_alive() for consumer in consumers)
         ended(feeder)
         for consumer in consumers:
             ended(consumer)
         found = settle(made)
-        return (
-            f"{sizes.freezes} freezes past the lease, {made.confirmed.value:,} events, {found.users} users, difference {found.largest:.1e}"
-        )
+        return f"{done} freezes past the lease, {made.confirmed.value:,} events, {found.users} users, difference {found.largest:.1e}"
+
+
+def _freezing(settings: Settings, seed: int) -> None:
+    """A consumer that stops itself now and then, just before a pipeline is sent."""
+    rng, send = random.Random(seed), redis.client.Pipeline.execute
+
+    def freezing(pipeline: Any, raise_on_error: bool = True) -> Any:
+        if pipeline.command_stack and rng.random() < 0.005:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return send(pipeline, raise_on_error)
+
+    redis.client.Pipeline.execute = freezing  # type: ignore[method-assign]
+    consume(settings)
+
+
+def _state(process: BaseProcess) -> str:
+    """The kernel's letter for what a process does: T when it is stopped."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def a_million_events(sizes: Sizes, seed: int) -> str:
