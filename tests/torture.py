@@ -61,7 +61,7 @@ archive_seconds = {archive}
 class Sizes:
     """How often each terrible thing is done."""
 
-    stride: int = 1  # of the steps between two calls, every one
+    calls: str = "every call"  # or only "every write": of sums and of rows
     kills: int = 200
     restarts: int = 20
     cuts: int = 100
@@ -69,7 +69,7 @@ class Sizes:
     events: int = 1_000_000
 
 
-SHORT = Sizes(stride=37, kills=8, restarts=2, cuts=6, freezes=2, events=20_000)
+SHORT = Sizes(calls="every write", kills=8, restarts=2, cuts=6, freezes=6, events=20_000)
 
 
 class Server:
@@ -211,7 +211,7 @@ def drain(settings: Settings) -> None:
 def _drain(settings: Settings) -> None:
     metrics = StreamMetrics()
     consumer = open_consumer(settings, metrics)
-    consumer.run(lambda: metrics.idle and consumer.partitions == 256)
+    consumer.run(lambda: metrics.idle and consumer.partitions == names.PARTITIONS)
 
 
 def kills_at_random(sizes: Sizes, seed: int) -> str:
@@ -235,12 +235,12 @@ def kills_between_calls(sizes: Sizes, seed: int) -> str:
     with world(seed, archive=1e-6, generation=120) as made:
         kills, events = 0, 0
         for anew in (False, True):
-            for step in range(0, 10**9, sizes.stride):
+            for step in range(10**9):
                 started(feed, made, 1e9, events + 120).join()
                 events += 120
                 if anew or not kills:
                     redis.Redis(port=made.server.port).delete(*(names.STATE_KEY % number for number in range(names.PARTITIONS)))
-                consumer = started(_killed_at, made.settings, step)
+                consumer = started(_killed_at, made.settings, step, sizes.calls)
                 consumer.join()
                 if consumer.exitcode == 0:
                     break
@@ -249,35 +249,45 @@ def kills_between_calls(sizes: Sizes, seed: int) -> str:
                 if kills == 1:
                     drain(made.settings)
         found = settle(made)
-        every = f"every {sizes.stride}th step" if sizes.stride > 1 else "each step"
-        return f"{kills} kills, at {every} between two calls, {events:,} events, {found.users} users, difference {found.largest:.1e}"
+        return f"{kills} kills, before and after {sizes.calls}, {events:,} events, {found.users} users, difference {found.largest:.1e}"
 
 
-def _killed_at(settings: Settings, step: int) -> None:
+def _killed_at(settings: Settings, step: int, calls: str) -> None:
     """Fold what waits, and die at the given step: an even one is just before a call, an odd one just after it."""
-    calls = iter(range(10**9))
+    steps = iter(range(10**9))
 
-    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+    def deadly(call: Callable[..., Any], counts: Callable[..., bool]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            if next(calls) == step:
+            counted = counts(*arguments)
+            if counted and next(steps) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = call(*arguments, **options)
-            if next(calls) == step:
+            if counted and next(steps) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
         return wrapped
 
-    redis.client.Pipeline.execute = deadly(redis.client.Pipeline.execute)  # type: ignore[method-assign]
-    redis.Redis.execute_command = deadly(redis.Redis.execute_command)  # type: ignore[method-assign]
-    os.fsync = deadly(os.fsync)
-    Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
+    redis.client.Pipeline.execute = deadly(redis.client.Pipeline.execute, _writes if calls == "every write" else _anything)  # type: ignore[method-assign]
+    if calls == "every call":
+        redis.Redis.execute_command = deadly(redis.Redis.execute_command, _anything)  # type: ignore[method-assign]
+        os.fsync = deadly(os.fsync, _anything)
+        Path.replace = deadly(Path.replace, _anything)  # type: ignore[method-assign]
     metrics = StreamMetrics()
     consumer = open_consumer(settings, metrics)
     time.sleep(0.5)  # the lease of the one before
-    while not (metrics.idle and consumer.partitions == 256):
+    while not (metrics.idle and consumer.partitions == names.PARTITIONS):
         consumer.step(block=False)
     consumer.close()
+
+
+def _anything(*_: Any) -> bool:
+    return True
+
+
+def _writes(pipeline: Any, *_: Any) -> bool:
+    """Whether a pipeline commits sums or writes rows: the calls of our scripts by their digest."""
+    return any(command[0] == "EVALSHA" for command, _ in pipeline.command_stack)
 
 
 def redis_restarts(sizes: Sizes, seed: int) -> str:
@@ -371,7 +381,7 @@ def _freezing(settings: Settings, seed: int) -> None:
     rng, send = random.Random(seed), redis.client.Pipeline.execute
 
     def freezing(pipeline: Any, raise_on_error: bool = True) -> Any:
-        if pipeline.command_stack and rng.random() < 0.005:
+        if _writes(pipeline) and rng.random() < 0.02:
             os.kill(os.getpid(), signal.SIGSTOP)
         return send(pipeline, raise_on_error)
 
