@@ -35,6 +35,11 @@ class Archiver:
         self._since = clock()
         self._writing: tuple[Batch, Future[None]] | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether as much is held as may be: nothing more should be folded until the disk has taken some."""
+        return len(self._batch) + (len(self._writing[0]) if self._writing is not None else 0) >= _ROWS_HELD
+
     def add(self, entry: Entry) -> None:
         """Take an entry that was folded. One that was taken before is left out: after a lost connection entries come again."""
         stream, entry_id, held, record = entry

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from bandit.sums import DRAW, MAX_CLUSTERS, Folding, Term, UserSums
 from feature_repo import names
+from feature_repo.partitions import partition
 from training.archive import arrival, stream_entries
 from training.decisions import read_decision
 from training.stream.archiver import Archiver, Entry
@@ -47,6 +49,7 @@ _PLACES = {
     for number, key in enumerate(keys)
 }
 _RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
+_ELSEWHERE = "user_id: its events belong to another partition"
 _reclustering = msgspec.msgpack.Decoder(Reclustering)
 
 
@@ -87,12 +90,12 @@ class Consumer:
         return len(self._owned)
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Fold until `stop` says so, then leave everything in order. A Redis that is away is waited for."""
+        """Fold until `stop` says so, then leave everything in order. A Redis that is away, or a full disk, is waited for."""
         while not stop():
             try:
                 self.step()
-            except redis.RedisError as error:
-                log.warning("the stream waits for Redis: %s", error)
+            except (redis.RedisError, OSError) as error:
+                log.warning("the stream waits for %s: %s", "Redis" if isinstance(error, redis.RedisError) else "the disk", error)
                 self._metrics.failures.inc()
                 self._owned.clear()
                 self._leases.forget()
@@ -102,7 +105,10 @@ class Consumer:
 
     def close(self) -> None:
         """Write what waits for Parquet, and let others take the partitions."""
-        self._archiver.close()
+        try:
+            self._archiver.close()
+        except OSError as error:
+            log.error("the logs cannot be written; the next owner will: %s", error)  # noqa: TRY400 -- one line
         try:
             self._leases.leave()
         except redis.RedisError as error:
@@ -119,6 +125,10 @@ class Consumer:
             self._prepared = True
         if self._leases.due:
             self._balance()
+        if self._archiver.full:
+            time.sleep(_RETRY_SECONDS if block else 0.0)
+            self._archiver.put_away_if_due()
+            return 0
         started = time.monotonic()
         works = self._read(block=block)
         if works:
@@ -136,11 +146,13 @@ class Consumer:
     def _balance(self) -> None:
         taken = self._leases.balance()
         self._owned = {number: held for number, held in self._owned.items() if self._leases.fences.get(number) == held.fence}
+        self._measure()
         if not taken:
             return
         fences = {number: self._leases.fences[number] for number in taken}
         found, dirty = self._state.load(fences)
-        missing = {number: fence for number, fence in fences.items() if number not in found}
+        stale = self._state.waited_too_long(found)
+        missing = {number: fence for number, fence in fences.items() if number not in found or number in stale}
         if missing:
             with self._leases.kept():
                 self._archiver.flush()  # what this process folded and Redis has lost is in the logs before they are read
@@ -148,10 +160,18 @@ class Consumer:
             begun, _ = self._state.load(missing)
             found |= begun
         for number, users in dirty.items():
-            self._write_again(found[number], users)
+            if number not in missing:
+                self._write_again(found[number], users)
         for held in found.values():
             self._archive_again(held)
         self._owned |= found
+
+    def _measure(self) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for number in self._leases.fences:
+            pipeline.xlen(_FEEDBACK_STREAMS[number])
+            pipeline.xlen(_DECISION_STREAMS[number])
+        self._metrics.backlog.set(sum(pipeline.execute()))
 
     def _write_again(self, held: Partition, users: list[str]) -> None:
         """Rows of the last commit, whose owner may have died before it wrote them."""
@@ -168,8 +188,20 @@ class Consumer:
         """Entries that were folded, but whose owner may have died before they were in Parquet."""
         for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions)):
             if last != "0-0":
-                for entry_id, fields in stream_entries(self._client, stream, last):
-                    self._archiver.add(self._entry(stream, entry_id, fields))
+                entries = (self._entry(stream, entry_id, fields) for entry_id, fields in stream_entries(self._client, stream, last))
+                while some := list(islice(entries, _AT_ONCE)):
+                    for entry in self._counted(held, some):
+                        self._archiver.add(entry)
+
+    def _counted(self, held: Partition, entries: list[Entry]) -> Iterator[Entry]:
+        """Entries that were folded; one that was refused for its user's many clusters is known by its id, which was not kept."""
+        ids = [key for _, _, read, _ in entries for key in _keys(read)]
+        pipeline = self._client.pipeline(transaction=False)
+        answers = self._state.seen(pipeline, held, ids) if ids else 0
+        known = {key for reply in pipeline.execute()[:answers] for key, seen in zip(ids, reply, strict=True) if seen}
+        for stream, entry_id, read, record in entries:
+            missing = any(key not in known for key in _keys(read))
+            yield stream, entry_id, "not counted: its user had too many clusters" if missing else read, record
 
     def _read(self, *, block: bool) -> list[_Work]:
         if not self._owned:
@@ -195,13 +227,20 @@ class Consumer:
         record = fields.get(_RECORD, b"")
         arrived = arrival(entry_id)
         if stream.endswith("s"):  # decisions
-            return stream, entry_id, read_decision(record, arrived), record
+            decision = read_decision(record, arrived)
+            if isinstance(decision, Decision) and stream != _DECISION_STREAMS[partition(decision.user_id)]:
+                return stream, entry_id, _ELSEWHERE, record
+            return stream, entry_id, decision, record
         if _LINEAGE in fields:
             try:
-                return stream, entry_id, _reclustering.decode(fields[_LINEAGE]), record
+                change = _reclustering.decode(fields[_LINEAGE])
             except DECODE_ERRORS as error:
                 return stream, entry_id, f"not a reclustering: {error}", fields[_LINEAGE]
-        return stream, entry_id, self._intake.read(record, arrived), record
+            return stream, entry_id, change if stream == _FEEDBACK_STREAMS[partition(change.user_id)] else _ELSEWHERE, record
+        event = self._intake.read(record, arrived)
+        if isinstance(event, Feedback) and stream != _FEEDBACK_STREAMS[partition(event.user_id)]:
+            return stream, entry_id, _ELSEWHERE, record
+        return stream, entry_id, event, record
 
     def _look_up(self, works: list[_Work]) -> None:
         """One round trip: which ids are known, and the sums of every user."""

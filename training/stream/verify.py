@@ -12,9 +12,10 @@ import redis
 
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
-from bandit.sums import Folding, UserSums
+from bandit.sums import MAX_CLUSTERS, Folding, UserSums
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
+from feature_repo.partitions import partition
 from training.archive import arrival, stream_entries
 from training.connection import connect, translated
 from training.decisions import decision_table, read_decision
@@ -90,13 +91,22 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
     for held in positions.values():
         for entry_id, fields in _folded(client, names.FEEDBACK_KEY % held.number, held.feedback):
             event = intake.read(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
-            if isinstance(event, Feedback):
+            if isinstance(event, Feedback) and _counts(found.get(event.user_id), [event.cluster_id], event.user_id, held.number):
                 events.append(event)
         for entry_id, fields in _folded(client, names.DECISIONS_KEY % held.number, held.decisions):
             decision = read_decision(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
             if isinstance(decision, Decision):
-                decided.append(decision)
+                drawn = [query.cluster_id for query in decision.queries]
+                if _counts(found.get(decision.user_id), drawn, decision.user_id, held.number):
+                    decided.append(decision)
     return found, feedback_table(events), decision_table(decided)
+
+
+def _counts(sums: UserSums | None, cluster_ids: Collection[str], user_id: str, number: int) -> bool:
+    """Whether the stream took a record: it came to its own partition, and its user had room for its clusters."""
+    if partition(user_id) != number:
+        return False
+    return len({*(sums.cluster_ids if sums is not None else ()), *cluster_ids}) <= MAX_CLUSTERS
 
 
 def _folded(client: redis.Redis, stream: str, last: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
