@@ -28,8 +28,8 @@ from training.connection import connect
 from training.deployment import create
 from training.feature_store import materialize, online_rows
 from training.feedback import append_feedback
+from training.online_rows import RewardRows
 from training.retrain import retrain
-from training.stream.rows import RewardRows
 
 REQUESTS = 5
 _PATIENCE_SECONDS = 30.0

@@ -18,6 +18,7 @@ from bandit.model import sha256
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from feature_repo import names
+from feature_repo.partitions import partition
 from training.connection import connect, translated
 from training.decisions import decision_table, read_decision
 from training.feedback import feedback_table
@@ -137,15 +138,19 @@ def move_logs(settings: Settings) -> Moved:
 
 def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
     """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
+    held: Decision | Feedback | Reclustering | str
     if stream.endswith(_DECISIONS):
-        return read_decision(fields.get(_RECORD, b""), arrival(entry_id))
-    if _LINEAGE in fields:
+        held, key = read_decision(fields.get(_RECORD, b""), arrival(entry_id)), names.DECISIONS_KEY
+    elif _LINEAGE in fields:
         try:
-            change: Reclustering = _reclustering.decode(fields[_LINEAGE])
+            held, key = _reclustering.decode(fields[_LINEAGE]), names.FEEDBACK_KEY
         except DECODE_ERRORS as error:
             return f"not a reclustering: {error}"
-        return change
-    return intake.read(fields.get(_RECORD, b""), arrival(entry_id))
+    else:
+        held, key = intake.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
+    if not isinstance(held, str) and stream != key % partition(held.user_id):
+        return "user_id: its events belong to another partition"
+    return held
 
 
 def arrival(entry_id: str) -> int:
@@ -186,8 +191,8 @@ def _first_of_each(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _entries(client: redis.Redis) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
-    for partition in range(names.PARTITIONS):
-        for stream in (names.DECISIONS_KEY % partition, names.FEEDBACK_KEY % partition):
+    for number in range(names.PARTITIONS):
+        for stream in (names.DECISIONS_KEY % number, names.FEEDBACK_KEY % number):
             for entries in stream_entries(client, stream):
                 for entry_id, fields in entries:
                     yield stream, entry_id.decode(), fields

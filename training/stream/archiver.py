@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import redis
 
-from bandit.lineage import Reclustering
-from bandit.records import Decision, Feedback
 from feature_repo import names
 from training.archive import Batch, after
+from training.stream.work import Entry
 
 _TRIM = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -25,16 +23,6 @@ log = logging.getLogger(__name__)
 _ROWS_PER_FILE = 50_000
 _NEVER = 0, 0
 _ROWS_HELD = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded while a disk is slow or full
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a stream: what its record holds, or why it cannot be counted; `key` tells a repetition, empty for none."""
-
-    stream: str
-    id: str
-    held: Decision | Feedback | Reclustering | str
-    record: bytes
-    key: bytes = b""
 
 
 class Archiver:
@@ -49,6 +37,11 @@ class Archiver:
         self._fences: dict[str, int] = {}
         self._since = clock()
         self._writing: tuple[Batch, Future[None]] | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether as much is held as may be: nothing more should be folded until the disk has taken some."""
+        return len(self._batch) + (len(self._writing[0]) if self._writing is not None else 0) >= _ROWS_HELD
 
     def add(self, entries: Sequence[Entry], fence: int) -> None:
         """Take entries of one stream that were folded, in its order, by the owner with this number.

@@ -27,7 +27,7 @@ from feature_repo.partitions import partition
 from training.archive import arrival
 from training.fold import epoch_us, read_draws, rows_per_user, sums
 from training.lineage import read_lineage
-from training.stream.rows import RewardRows
+from training.online_rows import RewardRows
 from training.stream.state import Partition, StreamState, decision_key, event_key
 from training.tables import DECISIONS, FEEDBACK, engine, log_files
 
@@ -46,7 +46,7 @@ def rebuild(
     """
     log.info("making the state of %d partitions anew from the logs", len(fences))
     users = 0
-    _forget(client, fences)
+    _forget(client, state, fences)
     waiting: dict[int, dict[str, UserSums]] = {number: {} for number in fences}
     for user, made in users_from_logs(settings, folding):
         number = partition(user)
@@ -113,13 +113,16 @@ def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: 
     pipeline.execute()
 
 
-def _forget(client: redis.Redis, fences: Mapping[int, int]) -> None:
+def _forget(client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:
     """Remove what an earlier state left: its sums may have been made otherwise, and what it has seen need not be in the logs yet."""
     for pattern in (names.SUMS_KEY, names.SEEN_KEY):
         keys = client.scan_iter(match=pattern.replace("%d", "*").replace("%s", "*"), count=10_000)
-        mine = (key for key in keys if int(key[key.index(b"{") + 1 : key.index(b"}")]) in fences)
-        while some := list(islice(mine, 1000)):
-            client.unlink(*some)
+        while some := list(islice(keys, 1000)):
+            found: dict[int, list[bytes]] = {}
+            for key in some:
+                found.setdefault(int(key[key.index(b"{") + 1 : key.index(b"}")]), []).append(key)
+            for number in found.keys() & fences.keys():
+                state.forget(number, fences[number], found[number])
 
 
 def _remember(settings: Settings, client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:

@@ -57,6 +57,8 @@ def stream(
     Raises: DependencyAwayError when Redis is away at the start; later it is waited for.
     """
     metrics = StreamMetrics()
+    counters = (metrics.entries, metrics.duplicates, metrics.dead_letters)
+    before = [metrics.total(counter) for counter in counters]  # Feast lets prometheus_client keep the values of a whole process
     consumer = open_consumer(settings, metrics)
     if metrics_port:
         metrics.serve(metrics_port)
@@ -73,8 +75,5 @@ def stream(
         return stopped() or (once and metrics.idle)
 
     consumer.run(stop)
-    return Streamed(
-        entries=metrics.total(metrics.entries),
-        duplicates=metrics.total(metrics.duplicates),
-        dead_letters=metrics.total(metrics.dead_letters),
-    )
+    entries, duplicates, dead = (metrics.total(counter) - start for counter, start in zip(counters, before, strict=True))
+    return Streamed(entries=entries, duplicates=duplicates, dead_letters=dead)
