@@ -35,6 +35,14 @@ class InvalidTableError(QueryRewardsError, ValueError):
         super().__init__(f"{place}: {problem}")
 
 
+class InvalidPropensityError(QueryRewardsError, ValueError):
+    """A logged decision cannot have been drawn from the quotas that it names: `row` is its place in the batch."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        self.row, self.problem = row, problem
+        super().__init__(f"row {row}: {problem}")
+
+
 class EmptyLogError(QueryRewardsError, LookupError):
     """A step needs a log that has no rows yet."""
 
