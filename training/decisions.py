@@ -58,6 +58,7 @@ def _decoded(record: bytes) -> Decision:
         "features": len(decision.features) % (4 * n) if n else 1,
         "scores": len(decision.scores) - n,
         "quotas": len(decision.quotas) - n,
+        "inputs": len(decision.inputs) - 64 * (n + 1) if decision.inputs else 0,
     }
     for name, excess in sizes.items():
         if excess:
@@ -101,9 +102,10 @@ def decision_table(decisions: list[Decision]) -> pa.Table:
     columns = {
         name: [getattr(decision, name) for decision in decisions]
         for name in DECISIONS.names
-        if name not in {"features", "queries", "context"}
+        if name not in {"features", "queries", "context", "inputs"}
     }
     columns["features"] = [decision.feature_matrix().ravel() for decision in decisions]
+    columns["inputs"] = [decision.input_matrix().ravel() for decision in decisions]
     columns["queries"] = [[msgspec.to_builtins(query) for query in decision.queries] for decision in decisions]
     columns["context"] = [list(decision.context.items()) for decision in decisions]
     return pa.table([pa.array(columns[field.name], field.type) for field in DECISIONS], schema=DECISIONS)
