@@ -40,6 +40,11 @@ class Existing:
             raise InvalidValueError("existing.quotas", expected=f"a sum near the {len(self.queries)} queries", received=received)
 
 
+    def covered_by(self, cluster_ids: Sequence[str]) -> bool:
+        """Whether every cluster of the choice is known."""
+        return set(self.quotas) <= set(cluster_ids)
+
+
 def check_mode(mode: str, existing: Existing | None) -> None:
     """Refuse a request that does not fit the mode: a choice is passed in the modes that serve one, and in no other.
 

@@ -148,7 +148,7 @@ class QuerySelector:
             log.warning("select degraded: %s", error)
             reason, reachable = str(error), not isinstance(error, DependencyAwayError)
             profile, rewards = self._remembered.get(user_id) or (_profile_of(fallback), None)
-        if existing is not None and (profile is None or not set(existing.quotas) <= set(profile.cluster_ids)):
+        if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):
             return unlogged(existing, reason or "unknown user or clusters: served as passed, not logged", degraded=bool(reason))
         if profile is None or not len(profile):
             return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=bool(reason))

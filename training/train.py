@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import ibis
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
@@ -43,6 +45,7 @@ def train(settings: Settings, *, as_of: int) -> Trained:
         raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
     table = pq.read_table(file)
     table = table.filter(np.asarray(table["impressions"]) > 0)
+    table = table.filter(_learnable(table, settings))
     rows = table.num_rows
     if rows < settings.training.minimum_rows:
         raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {settings.training.minimum_rows}")
@@ -79,6 +82,15 @@ def train(settings: Settings, *, as_of: int) -> Trained:
         mean_reward=metrics["mean_reward"],
         residual_rmse=metrics["residual_rmse"],
     )
+
+
+def _learnable(table: pa.Table, settings: Settings) -> pa.Array:
+    """Mask of the rows that a model may learn from: not what is only logged, and not what an arm without the model brought."""
+    mask = pc.not_equal(table["mode"], "log_only")
+    if settings.experiment.arms and settings.experiment.learn_from == "bandit":
+        other = [name for name, arm in settings.experiment.arms.items() if arm.policy != "bandit"]
+        mask = pc.and_(mask, pc.invert(pc.is_in(table["arm"], pa.array(other, pa.string()))))
+    return mask
 
 
 def _newest(registry: ModelRegistry) -> tuple[str, LinearModel] | None:
