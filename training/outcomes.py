@@ -8,6 +8,7 @@ from pathlib import Path
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
@@ -92,7 +93,9 @@ def _split(table: pa.Table) -> pa.Table:
     """Inputs as a column each, so that an evaluation reads those it needs; lists of what was drawn never null."""
     columns = {name: table[name] for name in table.column_names if name not in {"inputs", "features"}}
     for name in ("drawn", "draws", "shown", "rewards"):
-        columns[name] = pa.array([values or [] for values in table[name].to_pylist()], OUTCOMES.field(name).type)
+        lists = table[name].combine_chunks()
+        starts = np.cumsum(np.append(0, pc.fill_null(pc.list_value_length(lists), 0).to_numpy())).astype(np.int32)
+        columns[name] = pa.ListArray.from_arrays(starts, lists.flatten().cast(OUTCOMES.field(name).type.value_type))
     lengths = table["quotas"].combine_chunks().value_lengths().to_numpy()
     matrix = flat(table["inputs"]).reshape(-1, len(INPUTS))
     last = np.cumsum(lengths + 1) - 1
