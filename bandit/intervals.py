@@ -57,12 +57,24 @@ def bootstrap(estimator: Estimator, state: State, rng: np.random.Generator, *, r
     Users are drawn in the buckets that the state keeps; those without decisions stay out. A log of few users knows little: with fewer
     than two the interval is unbounded.
     """
+    return percentiles(estimator, state, resample(state, rng, resamples), alpha)
+
+
+def resample(state: State, rng: np.random.Generator, resamples: int = 1000) -> Floats:
+    """How often each bucket of users stands in each resample, (resamples, BUCKETS); one draw serves every estimator of a log."""
     there = np.flatnonzero(state.decisions)
-    if len(there) < 2:
+    drawn = np.zeros((resamples, len(state.decisions)))
+    if len(there):
+        drawn[:, there] = rng.multinomial(len(there), np.full(len(there), 1.0 / len(there)), size=resamples)
+    return drawn
+
+
+def percentiles(estimator: Estimator, state: State, drawn: Floats, alpha: float = 0.05) -> Interval:
+    """`bootstrap` with the resamples given."""
+    if np.count_nonzero(state.decisions) < 2:
         return UNKNOWN
-    drawn = rng.multinomial(len(there), np.full(len(there), 1.0 / len(there)), size=resamples).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = estimator.value(drawn @ state.decisions[there], drawn @ state.by_user[there], estimator.choose(state))
+        values = estimator.value(drawn @ state.decisions, drawn @ state.by_user, estimator.choose(state))
     low, high = np.nanquantile(values, [alpha / 2.0, 1.0 - alpha / 2.0])
     return Interval(low=float(low), high=float(high))
 

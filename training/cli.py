@@ -130,17 +130,22 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """What a policy would have earned on logged traffic, and whether that can be told. Exit 0 for better, 3 otherwise."""
-    from training import evaluation_report, foreign_logs, gate  # noqa: PLC0415
     from training.evaluate import as_dict  # noqa: PLC0415
 
     if logs is not None:
+        from training import foreign_logs  # noqa: PLC0415
+
         settings = load_settings(settings_file) if settings_file.exists() else Settings()
         found = foreign_logs.evaluate_file(logs, policy or "uniform", where or [], reward_range, settings.gate.gate())
     else:
+        from training import gate  # noqa: PLC0415
+
         settings = load_settings(settings_file)
         with stderr.status("evaluating"):
             found = gate.evaluate(settings, policy=policy, version=model, against=against, processes=processes)
     if report is not None:
+        from training import evaluation_report  # noqa: PLC0415
+
         report.write_text(evaluation_report.page(found, settings if logs is None else None), encoding="utf-8")
     content = as_dict(found)
     _show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ from bandit.estimators.state import State
 from bandit.featurize import FEATURE_NAMES
 from bandit.gate import Gate, Verdict, judge
 from bandit.inputs import INPUTS
-from bandit.intervals import bootstrap
+from bandit.intervals import percentiles, resample
 from bandit.lift import absolute_lift, differences, relative_lift
 from bandit.model import LinearModel
 from bandit.policy_rows import ROW_POLICIES, Rows
 from bandit.reward import RewardScheme
 from bandit.types import Floats, Ints
-from training.outcomes import RATES, TOTALS, flat, left_out, padded, read_outcomes
+from training.outcomes import RATES, TOTALS, flat, left_out, padded, read_group
 
 LOGGED = "logged"  # the baseline that is what was really drawn from
 ROWS_AT_ONCE = 8192  # keeps the matrices of a batch in the processor's cache
-_MODEL_ROWS = 500_000  # decisions that the model of the reward is fitted on: it has two numbers
+_MODEL_ROWS = 100_000  # decisions that the model of the reward is fitted on: it has two numbers
 _CELLS = ["drawn", "draws", "shown", "rewards"]
 
 
@@ -155,11 +155,11 @@ def evaluate_log(
         scheme=scheme,
         only_model=only_model,
     )
-    parts = []
+    total: Valued | None = None
     for part, done in _parts(job, groups, processes):
-        parts.append(part)
+        total = part if total is None else total + part
         progress(done)
-    return conclude(reduce(lambda a, b: a + b, parts), target.label, baseline.label, gate, rng, notes)
+    return conclude(total, target.label, baseline.label, gate, rng, notes)  # type: ignore[arg-type]  # there is a group at least
 
 
 def _parts(job: Job, groups: int, processes: int) -> Iterator[tuple[Valued, int]]:
@@ -178,20 +178,27 @@ def value_groups(job: Job, groups: list[int]) -> tuple[Valued, int]:
     columns = [*wanted, *(["model_version"] if job.only_model else [])]
     total: Valued | None = None
     done = 0
-    for record in read_outcomes(job.file, columns, groups, ROWS_AT_ONCE):
-        batch = record.filter(pc.equal(record["model_version"], job.only_model)) if job.only_model else record
-        try:
-            part = value_batch(batch, job)
-        except InvalidPropensityError as error:
-            raise InvalidTableError(str(job.file), error.problem, column="quotas", row=done + error.row) from error
-        total, done = (part if total is None else total + part), done + record.num_rows
+    for group in groups:
+        whole = read_group(job.file, group, columns)
+        users = _buckets(whole["user_id"])
+        mine = np.asarray(pc.equal(whole["model_version"], job.only_model)) if job.only_model else None
+        for start in range(0, whole.num_rows, ROWS_AT_ONCE):
+            record, bucket = whole.slice(start, ROWS_AT_ONCE), users[start : start + ROWS_AT_ONCE]
+            if mine is not None:
+                kept = mine[start : start + ROWS_AT_ONCE]
+                record, bucket = record.filter(pa.array(kept)), bucket[kept]
+            try:
+                part = value_batch(record, bucket, job)
+            except InvalidPropensityError as error:
+                raise InvalidTableError(str(job.file), error.problem, column="quotas", row=done + error.row) from error
+            total, done = (part if total is None else total + part), done + record.num_rows
     if total is None:
         raise EmptyLogError("log of outcomes", str(job.file))
     return total, done
 
 
-def value_batch(record: pa.RecordBatch, job: Job) -> Valued:
-    """Sums over one batch: the quotas of both policies are computed here."""
+def value_batch(record: pa.RecordBatch, users: Ints, job: Job) -> Valued:
+    """Sums over one batch, whose users fall into these buckets: the quotas of both policies are computed here."""
     width = int(pc.max(pc.list_value_length(record["quotas"])).as_py() or 1)
     k = record["k"].to_numpy().astype(np.float64)
     logged, caps = padded(record["quotas"], width), padded(record["caps"], width)
@@ -203,7 +210,6 @@ def value_batch(record: pa.RecordBatch, job: Job) -> Valued:
     _refuse_bad_rewards(record, row, reward, job)
     intercept, slope = job.reward_model
     predicted = np.where(caps > 0.0, intercept + slope * padded(record[RATES], width), 0.0)
-    users = _buckets(record["user_id"])
     quotas = [logged if one.policy == LOGGED else planned(record, one, caps, k) for one in (job.target, job.baseline)]
 
     def batch(wanted: Floats) -> Batch:
@@ -260,18 +266,20 @@ def fit_reward(file: Path) -> tuple[float, float]:
     moments, seen = np.zeros((2, 2)), 0
     right = np.zeros(2)
     with pq.ParquetFile(file) as source:
-        for record in source.iter_batches(batch_size=ROWS_AT_ONCE, columns=[RATES, "drawn", "draws", "rewards"]):
-            lengths = record[RATES].value_lengths().to_numpy()
-            starts = np.cumsum(lengths) - lengths
-            row = np.repeat(np.arange(len(record)), record["drawn"].value_lengths().to_numpy())
-            rate = flat(record[RATES])[starts[row] + flat(record["drawn"]).astype(np.int64)].astype(np.float64)
-            draws = flat(record["draws"]).astype(np.float64)
-            x = np.stack((np.ones_like(rate), rate), axis=1)
-            moments += (x * draws[:, None]).T @ x
-            right += x.T @ flat(record["rewards"])
-            seen += len(record)
-            if seen >= _MODEL_ROWS:
-                break
+        groups = source.num_row_groups
+    for group in range(groups):
+        record = read_group(file, group, [RATES, "drawn", "draws", "rewards"])
+        lengths = record[RATES].value_lengths().to_numpy()
+        starts = np.cumsum(lengths) - lengths
+        row = np.repeat(np.arange(len(record)), record["drawn"].value_lengths().to_numpy())
+        rate = flat(record[RATES])[starts[row] + flat(record["drawn"]).astype(np.int64)].astype(np.float64)
+        draws = flat(record["draws"]).astype(np.float64)
+        x = np.stack((np.ones_like(rate), rate), axis=1)
+        moments += (x * draws[:, None]).T @ x
+        right += x.T @ flat(record["rewards"])
+        seen += len(record)
+        if seen >= _MODEL_ROWS:
+            break
     intercept, slope = np.linalg.lstsq(moments, right, rcond=1e-9)[0].tolist() if moments[0, 0] else (0.0, 0.0)
     return intercept, slope
 
@@ -335,8 +343,9 @@ def conclude(
 
 def _values(states: Mapping[str, State], rng: np.random.Generator) -> dict[str, dict[str, float]]:
     result = {}
+    drawn = resample(next(iter(states.values())), rng)
     for name, state in states.items():
-        interval = bootstrap(ESTIMATORS[name], state, rng)
+        interval = percentiles(ESTIMATORS[name], state, drawn)
         result[name] = {"value": ESTIMATORS[name].estimate(state), "low": interval.low, "high": interval.high}
     return result
 

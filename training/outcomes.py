@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import ibis.expr.types as ir
@@ -75,10 +74,16 @@ def write_outcomes(matured: ir.Table, rows: ir.Table, file: Path) -> None:
     batches = whole.select([*columns, "drawn", "draws", "shown", "rewards"]).to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    with pq.ParquetWriter(partial, OUTCOMES.with_metadata(metadata), compression="zstd") as writer:
+    with outcomes_writer(partial, metadata) as writer:
         for batch in batches:
             writer.write_table(_split(pa.Table.from_batches([batch])))
     partial.replace(file)
+
+
+def outcomes_writer(file: Path, metadata: dict[bytes, bytes]) -> pq.ParquetWriter:
+    """A writer of outcomes: numbers that hardly repeat get no dictionary, and a compression that reads at the speed of memory."""
+    repeated = ["user_id", "policy", "model_version", "arm"]
+    return pq.ParquetWriter(file, OUTCOMES.with_metadata(metadata), compression="lz4", use_dictionary=repeated)
 
 
 def left_out(file: pq.ParquetFile) -> list[str]:
@@ -126,9 +131,8 @@ def padded(column: pa.Array, width: int) -> Floats:
     return result
 
 
-def read_outcomes(file: Path, columns: list[str], row_groups: list[int], rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches of some columns; users as a dictionary."""
-    with pq.ParquetFile(file, read_dictionary=["user_id"]) as source:
-        yield from source.iter_batches(batch_size=rows, row_groups=row_groups, columns=columns)
-
-
+def read_group(file: Path, group: int, columns: list[str] | None = None) -> pa.RecordBatch:
+    """One row group as a batch; users as a dictionary. A group at a time: reading ahead would hold a whole log in memory."""
+    with pq.ParquetFile(file, read_dictionary=["user_id"], pre_buffer=False) as source:
+        table = source.read_row_group(group, columns=columns, use_threads=False)
+    return table.unify_dictionaries().combine_chunks().to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], table.schema)

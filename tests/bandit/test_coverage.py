@@ -45,11 +45,11 @@ def test_gaussian_intervals_cover_the_truth_as_often_as_they_say(world, name):
 
 @pytest.mark.parametrize("name", ["snips", "sndr"])
 def test_intervals_resampled_by_user_cover_the_truth_as_often_as_they_say(world, name):
-    estimator, hits, repetitions = ESTIMATORS[name], 0, 800
+    estimator, hits, repetitions = ESTIMATORS[name], 0, 600
     for seed in range(repetitions):
         rng = np.random.default_rng([2, seed])
-        batch, _ = world.play(DECISIONS, rng, users=500)
-        interval = bootstrap(estimator, estimator.observe(batch), rng, resamples=500)
+        batch, _ = world.play(DECISIONS, rng, users=400)
+        interval = bootstrap(estimator, estimator.observe(batch), rng, resamples=400)
         hits += interval.low <= world.truth <= interval.high
     assert 0.93 <= hits / repetitions <= 0.97
 
