@@ -8,7 +8,7 @@ from math import erfc, exp, lgamma, log, nan, sqrt
 import numpy as np
 
 from bandit.estimators.batch import Batch
-from bandit.types import Floats
+from bandit.types import Floats, Ints
 
 HISTOGRAM = np.arange(-10, 17)  # exponents of two: bin e holds weights of (2^(e-1), 2^e], the first and the last whatever lies beyond
 _QUOTA_BINS = 20  # of the fraction of a quota, for the audit
@@ -81,7 +81,7 @@ def diagnose(batch: Batch, logged: Floats, target: Floats) -> Diagnostics:
     weighted = batch.weight * batch.draws
     missing = np.where(logged > 0.0, 0.0, target)
     lost = missing.sum(axis=1)
-    exponents = np.clip(np.frexp(batch.weight)[1] - (np.frexp(batch.weight)[0] == 0.5), HISTOGRAM[0], HISTOGRAM[-1])  # noqa: PLR2004
+    exponents = np.clip(np.frexp(batch.weight)[1] - (np.frexp(batch.weight)[0] == 0.5), HISTOGRAM[0], HISTOGRAM[-1])
     histogram = np.bincount(exponents - HISTOGRAM[0], batch.draws, len(HISTOGRAM))
     return Diagnostics(
         decisions=len(batch),
@@ -151,18 +151,21 @@ def audit(logged: Floats, draws: Floats) -> Audit:
     """
     fraction = logged - np.floor(logged)
     bins = np.minimum((fraction * _QUOTA_BINS).astype(np.int64), _QUOTA_BINS - 1).ravel()
-    count = lambda values: np.bincount(bins, values.ravel(), _QUOTA_BINS)  # noqa: E731
     variance = fraction * (1.0 - fraction)
     usual = logged > 1e-3
     safe = np.where(usual, logged, 1.0)
     return Audit(
-        drawn=count(draws),
-        expected=count(logged),
-        variance=count(variance),
+        drawn=_counted(bins, draws),
+        expected=_counted(bins, logged),
+        variance=_counted(bins, variance),
         inverse=float(np.where(usual, draws / safe, 0.0).sum()),
         candidates=float(usual.sum()),
         inverse_variance=float(np.where(usual, variance / safe**2, 0.0).sum()),
     )
+
+
+def _counted(bins: Ints, values: Floats) -> Floats:
+    return np.bincount(bins, values.ravel(), _QUOTA_BINS).astype(np.float64)
 
 
 def audit_single_actions(logged: Floats, actions: Floats) -> Audit:

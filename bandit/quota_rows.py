@@ -104,4 +104,4 @@ def greedy_rows(scores: Floats, k: Floats, caps: Floats) -> Floats:
         cap = np.take_along_axis(caps[rest], order, axis=1)
         taken = np.minimum(cap, np.maximum(k[rest, None] - (np.cumsum(cap, axis=1) - cap), 0.0))
         value[rest] = (taken * np.where(cap > 0.0, np.take_along_axis(scores[rest], order, axis=1), 0.0)).sum(axis=1)
-    return value
+    return np.asarray(value, np.float64)

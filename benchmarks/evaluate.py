@@ -28,10 +28,10 @@ from bandit.quota_rows import proportional_rows
 from bandit.reward import RewardScheme
 from benchmarks.result import Result
 from training.evaluate import LOGGED, Target, evaluate_log
-from training.outcomes import OUTCOMES, outcomes_writer
+from training.outcomes import OUTCOMES, ROWS_AT_ONCE, outcomes_writer
 
 DECISIONS, CANDIDATES, QUERIES, CAP = 10_000_000, 20, 3, 2.0
-GROUP = 65_536
+GROUP = ROWS_AT_ONCE
 USERS = 1_000_000
 PROCESSES = 2
 SECONDS_LIMIT, MEGABYTES_LIMIT = 60.0, 2048.0
@@ -75,9 +75,7 @@ def row_group(rng: np.random.Generator, *, features: bool) -> pa.Table:
         "rates": cell(rate.astype(np.float32)),
         "features": pa.ListArray.from_arrays(offsets * d, pa.array(rng.random(cells * d, np.float32))),
         **{name: cell(evidence.get(name, zeros)) for name in INPUTS},
-        "totals": pa.ListArray.from_arrays(
-            np.arange(GROUP + 1, dtype=np.int32) * len(INPUTS), pa.array(rng.random(GROUP * len(INPUTS)))
-        ),
+        "totals": pa.ListArray.from_arrays(np.arange(GROUP + 1, dtype=np.int32) * len(INPUTS), pa.array(rng.random(GROUP * len(INPUTS)))),
     }
     return pa.table([columns[field.name].cast(field.type) for field in OUTCOMES], OUTCOMES)
 

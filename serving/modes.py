@@ -39,7 +39,6 @@ class Existing:
             received = sum(self.quotas.values())
             raise InvalidValueError("existing.quotas", expected=f"a sum near the {len(self.queries)} queries", received=received)
 
-
     def covered_by(self, cluster_ids: Sequence[str]) -> bool:
         """Whether every cluster of the choice is known."""
         return set(self.quotas) <= set(cluster_ids)

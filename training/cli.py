@@ -125,7 +125,6 @@ def evaluate(
     where: Annotated[list[str] | None, typer.Option(help="Of a foreign log: COLUMN=VALUE, rows to keep; may be repeated.")] = None,
     reward_range: Annotated[str, typer.Option(help="Of a foreign log: least and most reward of a row, such as 0,1.")] = "0,1",
     report: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
-    processes: Annotated[int, typer.Option(help="Processes that share the log.")] = 1,
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     as_json: AsJson = False,
 ) -> None:
@@ -142,7 +141,7 @@ def evaluate(
 
         settings = load_settings(settings_file)
         with stderr.status("evaluating"):
-            found = gate.evaluate(settings, policy=policy, version=model, against=against, processes=processes)
+            found = gate.evaluate(settings, policy=policy, version=model, against=against)
     if report is not None:
         from training import evaluation_report  # noqa: PLC0415
 

@@ -122,7 +122,6 @@ def evaluate_log(
     estimators: Sequence[str] = tuple(ESTIMATORS),
     only_model: str = "",
     processes: int = 1,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Value a target on a file of outcomes.
 
@@ -136,7 +135,6 @@ def evaluate_log(
         estimators: which to report; the verdict rests on the doubly robust difference in any case.
         only_model: when given, only decisions that this model version made.
         processes: that share the row groups.
-        progress: called with the number of decisions done.
 
     Raises: EmptyLogError, InvalidTableError naming the row of a propensity, a quota sum or a reward that cannot be.
     """
@@ -156,13 +154,12 @@ def evaluate_log(
         only_model=only_model,
     )
     total: Valued | None = None
-    for part, done in _parts(job, groups, processes):
+    for part in _parts(job, groups, processes):
         total = part if total is None else total + part
-        progress(done)
     return conclude(total, target.label, baseline.label, gate, rng, notes)  # type: ignore[arg-type]  # there is a group at least
 
 
-def _parts(job: Job, groups: int, processes: int) -> Iterator[tuple[Valued, int]]:
+def _parts(job: Job, groups: int, processes: int) -> Iterator[Valued]:
     work = partial(value_groups, job)
     if processes == 1 or groups == 1:
         yield from (work([group]) for group in range(groups))
@@ -172,8 +169,8 @@ def _parts(job: Job, groups: int, processes: int) -> Iterator[tuple[Valued, int]
         yield from pool.map(work, [[group] for group in range(groups)])
 
 
-def value_groups(job: Job, groups: list[int]) -> tuple[Valued, int]:
-    """Sums over some row groups of the file, and how many decisions they hold."""
+def value_groups(job: Job, groups: list[int]) -> Valued:
+    """Sums over some row groups of the file."""
     wanted = {"user_id", "k", "quotas", "caps", *_CELLS, RATES, *job.target.columns, *job.baseline.columns}
     columns = [*wanted, *(["model_version"] if job.only_model else [])]
     total: Valued | None = None
@@ -194,7 +191,7 @@ def value_groups(job: Job, groups: list[int]) -> tuple[Valued, int]:
             total, done = (part if total is None else total + part), done + record.num_rows
     if total is None:
         raise EmptyLogError("log of outcomes", str(job.file))
-    return total, done
+    return total
 
 
 def value_batch(record: pa.RecordBatch, users: Ints, job: Job) -> Valued:
@@ -287,7 +284,8 @@ def fit_reward(file: Path) -> tuple[float, float]:
 def _buckets(users: pa.Array) -> Ints:
     """Bucket of each row's user: a user falls into the same one in every file and on every machine."""
     names = users.dictionary.to_pylist()
-    return np.array([zlib.crc32(name.encode()) % BUCKETS for name in names], np.int64)[users.indices.to_numpy()]
+    buckets = np.array([zlib.crc32(name.encode()) % BUCKETS for name in names], np.int64)
+    return np.asarray(buckets[users.indices.to_numpy()], np.int64)
 
 
 def conclude(

@@ -25,7 +25,11 @@ def page(found: Evaluation, settings: Settings | None) -> str:
     """The page as HTML; `settings` of a deployment whose feedback log shows how rewards mature, None for a foreign log."""
     sections = [
         ("Value by estimator", "Reward per decision; 95 % intervals resampled by user.", _values(found)),
-        ("Weights", f"Draws by target quota / logged quota; effective sample size {_number(found, 'effective_sample_size')}.", _weights(found)),
+        (
+            "Weights",
+            f"Draws by target quota / logged quota; effective sample size {_number(found, 'effective_sample_size')}.",
+            _weights(found),
+        ),
     ]
     delays = maturity(settings) if settings is not None else []
     if delays:
@@ -84,4 +88,6 @@ def _weights(found: Evaluation) -> Any:  # noqa: ANN401
 
 def _maturity(delays: list[dict[str, Any]]) -> Any:  # noqa: ANN401
     bars = alt.Chart(pd.DataFrame(delays)).mark_bar()
-    return bars.encode(x=alt.X("delay:N", sort=None, title="since the impression, at most"), y="engagements:Q").properties(width=680, height=200)
+    return bars.encode(x=alt.X("delay:N", sort=None, title="since the impression, at most"), y="engagements:Q").properties(
+        width=680, height=200
+    )

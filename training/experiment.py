@@ -68,7 +68,7 @@ def by_user(table: pa.Table) -> pa.Table:
 
 def _row_sums(lists: pa.Array) -> Floats:
     row = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
-    return np.bincount(row, lists.flatten().to_numpy().astype(np.float64), len(lists))
+    return np.bincount(row, lists.flatten().to_numpy().astype(np.float64), len(lists)).astype(np.float64)
 
 
 def _arm(users: pa.Table, alpha: float) -> dict[str, Any]:

@@ -128,5 +128,3 @@ def as_text(found: Explained) -> str:
         lines.append("    " + ", ".join(f"{name} {value:.3f}" for name, value in one["features"].items()))
     lines += ["", *(f"{query['item_id']} of {query['cluster_id']}: {query['why']}" for query in found.queries)]
     return "\n".join([*lines, "", f"recomputed from features, seed and model: {found.recomputed}"])
-
-

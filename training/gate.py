@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ class RolledBack:
     reasons: list[str]
 
 
-def evaluate(settings: Settings, *, policy: str = "", version: str = "", against: str = "", processes: int = 1) -> Evaluation:
+def evaluate(settings: Settings, *, policy: str = "", version: str = "", against: str = "") -> Evaluation:
     """Value a policy or a model version on the deployment's own log.
 
     Args:
@@ -35,7 +36,6 @@ def evaluate(settings: Settings, *, policy: str = "", version: str = "", against
         policy: name of a policy without a model; with neither, the newest version is valued.
         version: of a model.
         against: the baseline: a policy, a version, or empty for the champion, and for what was logged when there is none.
-        processes: that share the log.
 
     Raises: EmptyLogError, InvalidTableError, NotPromotedError for an unknown version.
     """
@@ -46,7 +46,7 @@ def evaluate(settings: Settings, *, policy: str = "", version: str = "", against
             raise NotPromotedError("no model was trained yet: run `query-rewards train`, or name a policy")
     target = target_of(policy, version, registry.load)
     baseline = _baseline(registry, against)
-    return _evaluated(settings, target, baseline, processes=processes)
+    return _evaluated(settings, target, baseline)
 
 
 def _baseline(registry: ModelRegistry, against: str) -> Target:
@@ -57,7 +57,7 @@ def _baseline(registry: ModelRegistry, against: str) -> Target:
     return target_of("", chosen, registry.load) if chosen.isdigit() else target_of(chosen, "", registry.load)
 
 
-def _evaluated(settings: Settings, target: Target, baseline: Target, *, only_model: str = "", processes: int = 1) -> Evaluation:
+def _evaluated(settings: Settings, target: Target, baseline: Target, *, only_model: str = "") -> Evaluation:
     return evaluate_log(
         outcomes_file(settings),
         target,
@@ -67,7 +67,7 @@ def _evaluated(settings: Settings, target: Target, baseline: Target, *, only_mod
         rng=np.random.default_rng(_SEED),
         estimators=_ESTIMATORS,
         only_model=only_model,
-        processes=processes,
+        processes=os.cpu_count() or 1,
     )
 
 

@@ -16,7 +16,7 @@ from bandit.settings import Settings
 from bandit.types import Floats
 
 OUTCOMES_FILE = "outcomes.parquet"
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 32_768  # of a row group, which a process holds whole
 _FLOATS, _INTS = pa.list_(pa.float64()), pa.list_(pa.int32())
 TOTALS = "totals"  # of the inputs over all clusters of the user, (8,)
 RATES = "rates"  # shrunk rate of each candidate as it was served: what the model of the reward is made of

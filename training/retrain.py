@@ -10,8 +10,8 @@ from bandit.settings import Settings
 from training.decisions import move_decisions
 from training.feature_store import materialize
 from training.fold import Folded, fold
-from training.join import Joined, join
 from training.gate import RolledBack, promote_if_better, roll_back_if_worse
+from training.join import Joined, join
 from training.promote import Promoted
 from training.train import Trained, train
 

@@ -15,7 +15,9 @@ from bandit.types import Floats
 
 def terms(batch: Batch) -> Floats:
     """Weighted reward, weighted draws, draws that the target expects."""
-    return np.stack((batch.per_decision(batch.weight * batch.reward), batch.per_decision(batch.weight * batch.draws), batch.queries), axis=1)
+    return np.stack(
+        (batch.per_decision(batch.weight * batch.reward), batch.per_decision(batch.weight * batch.draws), batch.queries), axis=1
+    )
 
 
 def value(count: Floats | float, totals: Floats, choice: int) -> Floats:  # noqa: ARG001 -- one variant

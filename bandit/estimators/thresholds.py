@@ -16,7 +16,7 @@ def sums_of(batch: Batch, cut: Floats) -> Floats:
     """Sums within each decision of values that differ by threshold, (D, COUNT) to (R, COUNT)."""
     result = np.zeros((len(batch), cut.shape[1]))
     if len(batch.row):
-        starts = np.flatnonzero(np.append(True, batch.row[1:] != batch.row[:-1]))  # noqa: FBT003 -- a value of an array
+        starts = np.flatnonzero(np.append(True, batch.row[1:] != batch.row[:-1]))
         result[batch.row[starts]] = np.add.reduceat(cut, starts, axis=0)
     return result
 

@@ -81,9 +81,7 @@ def test_the_logging_policy_is_valued_at_what_it_earned(name):
     """With every weight 1, and a model that is right on average, all of them are the mean reward."""
     batch = some()
     rate = batch.reward.sum() / batch.draws.sum()
-    batch = dataclasses.replace(
-        batch, weight=np.ones(len(batch.row)), direct=batch.queries * rate, predicted=np.full(len(batch.row), rate)
-    )
+    batch = dataclasses.replace(batch, weight=np.ones(len(batch.row)), direct=batch.queries * rate, predicted=np.full(len(batch.row), rate))
     estimator = ESTIMATORS[name]
     assert estimator.estimate(estimator.observe(batch)) == pytest.approx(batch.reward.sum() / len(batch), rel=1e-12)
 
@@ -245,7 +243,7 @@ def test_quotas_must_sum_to_the_queries_and_stay_under_their_caps():
     refuse_bad_propensities(quotas, draws, caps, np.full(2, 2.0))
     with pytest.raises(InvalidPropensityError, match="sum to 2, expected 3"):
         refuse_bad_propensities(quotas, draws, caps, np.array([2.0, 3.0]))
-    with pytest.raises(InvalidPropensityError, match="row 1.*at most 1"):
+    with pytest.raises(InvalidPropensityError, match=r"row 1.*at most 1"):
         refuse_bad_propensities(quotas, draws, np.array([[2.0, 2.0], [2.0, 1.0]]))
     with pytest.raises(InvalidPropensityError, match="row 0"):
         refuse_bad_propensities(np.array([[0.0, 2.0]]), np.array([[1.0, 1.0]]), np.full((1, 2), 2.0))

@@ -26,7 +26,7 @@ def test_t1_the_digits_example_of_open_bandit_pipeline():
     logged = 0.8 * np.eye(10)[LogisticRegression(random_state=12345).fit(x_train, y_train).predict(x_eval)] + 0.2 / 10
     target = np.eye(10)[RandomForestClassifier(random_state=12345).fit(x_train, y_train).predict(x_eval)]
     rows = np.arange(len(y_eval))
-    uniforms = np.random.RandomState(12345).uniform(size=len(y_eval))  # noqa: NPY002 -- the published run's generator
+    uniforms = np.random.RandomState(12345).uniform(size=len(y_eval))
     actions = (logged.cumsum(axis=1) > uniforms[:, None]).argmax(axis=1)
     batch = single_actions(logged[rows, actions], target[rows, actions], (actions == y_eval).astype(float))
     truth = target[rows, y_eval].mean()

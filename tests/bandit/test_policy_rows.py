@@ -90,12 +90,8 @@ def test_a_policy_over_rows_is_its_plan_of_each_decision(policy, known, seed):
     for row, (candidates, k, caps) in enumerate(known):
         n = len(caps)
         sums = candidates.evidence
-        features = rebase(
-            candidates.features, sums, (sums.reward_long.sum(), sums.impressions_long.sum()), np.zeros(n, np.int64), prior
-        )
-        served = dataclasses.replace(
-            candidates, features=features, prior=prior, model=model, exploration=model.manifest.exploration
-        )
+        features = rebase(candidates.features, sums, (sums.reward_long.sum(), sums.impressions_long.sum()), np.zeros(n, np.int64), prior)
+        served = dataclasses.replace(candidates, features=features, prior=prior, model=model, exploration=model.manifest.exploration)
         planned = plan(policy, served, k, caps)
         np.testing.assert_allclose(scores[row, :n], planned.scores, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(quotas[row, :n], planned.quotas, rtol=2e-2, atol=1e-3 * k)

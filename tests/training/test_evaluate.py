@@ -177,9 +177,7 @@ def outcomes(file: Path, rows: int = 4000, *, seed: int = 0, change=lambda colum
 
 def evaluated(file: Path, policy: str, **options):
     target = Target(label=policy, policy=policy)
-    return evaluate_log(
-        file, target, Target(label=LOGGED, policy=LOGGED), Gate(), SCHEME, rng=np.random.default_rng(0), **options
-    )
+    return evaluate_log(file, target, Target(label=LOGGED, policy=LOGGED), Gate(), SCHEME, rng=np.random.default_rng(0), **options)
 
 
 def test_quotas_of_the_target_are_computed_from_the_log_and_a_better_policy_is_found_better(tmp_path):
