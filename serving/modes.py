@@ -12,6 +12,7 @@ from bandit.records import Decision, Query
 
 EXISTING = "existing"  # policy of a decision that the caller made
 ONLINE = "online"
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +36,9 @@ class Existing:
                 raise InvalidValueError("existing.quotas", expected=f"a quota of cluster {query.cluster_id!r}", received=dict(self.quotas))
             if not 0.0 < query.propensity <= 1.0:
                 raise InvalidValueError(f"propensity of {query.item_id!r}", expected="within (0, 1]", received=query.propensity)
-        if not abs(sum(self.quotas.values()) - len(self.queries)) < 1.0:
-            received = sum(self.quotas.values())
-            raise InvalidValueError("existing.quotas", expected=f"a sum near the {len(self.queries)} queries", received=received)
+        total = sum(self.quotas.values())
+        if not abs(total - len(self.queries)) <= _ROUNDING * max(total, 1.0):
+            raise InvalidValueError("existing.quotas", expected=f"a sum of {len(self.queries)}, the queries", received=total)
 
     def covered_by(self, cluster_ids: Sequence[str]) -> bool:
         """Whether every cluster of the choice is known."""

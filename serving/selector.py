@@ -156,6 +156,8 @@ class QuerySelector:
         if decision is None:
             return self._nothing(reason or "no cluster may be queried", degraded=bool(reason))
         if existing is not None:
+            if not existing.covered_by(decision.cluster_ids):
+                return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=bool(reason))
             decision = served_as_passed(decision, existing, self._settings.serving.mode)
         logged = reachable  # a log that is as far away as the features would take another deadline to say so
         try:
