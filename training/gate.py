@@ -80,10 +80,20 @@ def promote_if_better(settings: Settings, *, version: str | None = None, force: 
     Raises: NotPromotedError with the verdict's reasons; whatever `promote` raises.
     """
     registry = ModelRegistry(settings)
-    chosen, champion = version or registry.newest(), registry.champion()
+    chosen, champion = version or registry.newest(), _usable(registry, registry.champion())
     if not force and settings.gate.mode == "enforce" and chosen is not None and chosen != champion:
         _ask(settings, chosen, champion)
     return promote(settings, version=version)
+
+
+def _usable(registry: ModelRegistry, champion: str | None) -> str | None:
+    """The champion, None when serving could not load it either: after the features changed, the next model is a first one."""
+    try:
+        if champion is not None:
+            registry.load(champion)
+    except CorruptModelError:
+        return None
+    return champion
 
 
 def _ask(settings: Settings, chosen: str, champion: str | None) -> None:

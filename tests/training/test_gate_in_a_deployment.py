@@ -10,7 +10,7 @@ import pytest
 
 from bandit.errors import NotPromotedError
 from bandit.exploration import Exploration
-from bandit.featurize import FEATURE_NAMES
+from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.inputs import INPUTS
 from bandit.model import LinearModel, weight_count
 from bandit.policy_rows import ROW_POLICIES, Rows
@@ -126,3 +126,12 @@ def test_a_gate_that_is_off_asks_nothing(two: Deployment) -> None:
     assert promote_if_better(settings).version == "2"
     write_log(outcomes_file(settings), model(-0.2), "2")
     assert roll_back_if_worse(settings) is None
+
+
+def test_a_champion_of_another_feature_version_does_not_stop_the_next_model(learning: Deployment) -> None:
+    registry = ModelRegistry(learning.settings)
+    old = linear_model(np.zeros(weight_count(len(FEATURE_NAMES))), feature_version=FEATURE_VERSION + 1)
+    assert [registry.add(old, {}), registry.add(model(0.2), {})] == ["1", "2"]
+    registry.set_champion("1")
+    assert promote_if_better(learning.settings).version == "2"
+    assert roll_back_if_worse(learning.settings) is None
