@@ -51,6 +51,8 @@ processes = 1
 name = "{policy}"
 [training]
 minimum_rows = 50
+[gate]
+mode = "off"
 [serving]
 deadline_ms = 1000.0
 """

@@ -159,13 +159,74 @@ def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as
 @app.command()
 def promote(
     version: Annotated[str, typer.Option(help="Version to promote; the newest when left out.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Do not ask the gate.")] = False,
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     as_json: AsJson = False,
 ) -> None:
-    """Let a model serve."""
-    from training import promote as step  # noqa: PLC0415
+    """Let a model serve, if the gate finds it better than the one that does."""
+    from training import gate as step  # noqa: PLC0415
 
-    _run("promote", settings_file, as_json, lambda settings: step.promote(settings, version=version or None))
+    _run("promote", settings_file, as_json, lambda settings: step.promote_if_better(settings, version=version or None, force=force))
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[str, typer.Option(help="A policy that needs no model; on foreign logs: uniform, logged or column.")] = "",
+    model: Annotated[str, typer.Option(help="A model version; the newest when no policy is named.")] = "",
+    against: Annotated[str, typer.Option(help="Policy or version to compare with; the champion, else what was logged.")] = "",
+    logs: Annotated[Path | None, typer.Option(help="A foreign log instead: VW dsjson, Open Bandit, or a table (Parquet, CSV).")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Of a foreign log: COLUMN=VALUE, rows to keep; may be repeated.")] = None,
+    reward_range: Annotated[str, typer.Option(help="Of a foreign log: least and most reward of a row, such as 0,1.")] = "0,1",
+    report: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """What a policy would have earned on logged traffic, and whether that can be told. Exit 0 for better, 3 otherwise."""
+    from training.evaluate import as_dict  # noqa: PLC0415
+
+    if logs is not None:
+        from training import foreign_logs  # noqa: PLC0415
+
+        settings = load_settings(settings_file) if settings_file.exists() else Settings()
+        found = foreign_logs.evaluate_file(logs, policy or "uniform", where or [], reward_range, settings.gate.gate())
+    else:
+        from training import gate  # noqa: PLC0415
+
+        settings = load_settings(settings_file)
+        with stderr.status("evaluating"):
+            found = gate.evaluate(settings, policy=policy, version=model, against=against)
+    if report is not None:
+        from training import evaluation_report  # noqa: PLC0415
+
+        report.write_text(evaluation_report.page(found, settings if logs is None else None), encoding="utf-8")
+    content = as_dict(found)
+    _show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
+    if found.verdict != "better":
+        raise NotPromotedError(f"{found.target} against {found.baseline}: {found.verdict}: {'; '.join(found.reasons)}")
+
+
+@app.command()
+def experiment(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
+    """Reward per impression and per request of each arm, with intervals that hold at every look, and a sample-ratio check."""
+    from training import experiment as step  # noqa: PLC0415
+
+    _show(step.report(load_settings(settings_file)), as_json)
+
+
+@app.command()
+def explain(
+    decision_id: Annotated[str, typer.Argument(help="As in the decision log.")],
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """Why a decision drew its queries, and whether recomputing it from the log gives the same bytes."""
+    from training import explain as step  # noqa: PLC0415
+
+    found = step.explain(load_settings(settings_file), decision_id)
+    if as_json:
+        _show(found, as_json)
+    else:
+        typer.echo(step.as_text(found))
 
 
 @app.command()

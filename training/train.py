@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import ibis
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
@@ -67,6 +69,7 @@ def read_examples(settings: Settings) -> Examples:
         raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
     table = pq.read_table(file)
     table = table.filter(np.asarray(table["impressions"]) > 0)
+    table = table.filter(_learnable(table, settings))
     rows, minimum = table.num_rows, settings.training.minimum_rows
     if rows < minimum:
         raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
@@ -97,6 +100,15 @@ def metrics_of(model: LinearModel, examples: Examples) -> dict[str, float]:
         "mean_reward": float(examples.reward.sum() / examples.impressions.sum()),
         "residual_rmse": float(np.sqrt((left**2).mean())),
     }
+
+
+def _learnable(table: pa.Table, settings: Settings) -> pa.Array:
+    """Mask of the rows that a model may learn from: not what is only logged, and not what an arm without the model brought."""
+    mask = pc.not_equal(table["mode"], "log_only")
+    if settings.experiment.arms and settings.experiment.learn_from == "bandit":
+        other = [name for name, arm in settings.experiment.arms.items() if arm.policy != "bandit"]
+        mask = pc.and_(mask, pc.invert(pc.is_in(table["arm"], pa.array(other, pa.string()))))
+    return mask
 
 
 def _newest(registry: ModelRegistry) -> tuple[str, LinearModel] | None:
