@@ -13,6 +13,8 @@ from bandit.types import MICROSECONDS_PER_MINUTE
 FUTURE_TOLERANCE = 5 * MICROSECONDS_PER_MINUTE  # that another machine's clock may run ahead
 MAX_ID_BYTES = 256
 MAX_RECORD_BYTES = 8 * 1024  # seven identifiers and an action, with room to spare
+# A record nested a thousand deep is a RecursionError of msgspec, even where no field holds it.
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _IDS = ("event_id", "decision_id", "user_id", "cluster_id", "query_id", "item_id")
 _decoder = msgspec.msgpack.Decoder(Feedback)
 
@@ -46,7 +48,7 @@ class Intake:
             return f"{len(record)} bytes, expected at most {MAX_RECORD_BYTES}"
         try:
             event = _decoder.decode(record)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except DECODE_ERRORS as error:
             return f"not a feedback event: {error}"
         return self.refusal(event, now) or event
 

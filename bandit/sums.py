@@ -83,7 +83,7 @@ class UserSums:
         held = _decoder.decode(stored)
         self.as_of, self.lineage = held.as_of, held.lineage
         self._rows = {cluster_id: row for row, cluster_id in enumerate(held.cluster_ids)}
-        self.values = np.frombuffer(held.values, "<f8").reshape(len(self._rows), -1).copy()
+        self.values = np.frombuffer(held.values, "<f8").reshape(len(self._rows), _ACTIONS + len(self._weights)).copy()
         self.last_impression_at = np.frombuffer(held.last_impression_at, "<i8").copy()
 
     @property
@@ -94,6 +94,8 @@ class UserSums:
     def add(self, terms: Iterable[Term]) -> None:
         """Add events and draws, in any order, of any time."""
         terms = list(terms)
+        if not terms:  # a decision without queries
+            return
         self.move(max(term.at for term in terms))
         session, long = float(self._folding.half_lives.session), float(self._folding.half_lives.long)
         for cluster_id, code, at in terms:
@@ -148,17 +150,22 @@ class UserSums:
 
     def rewards(self) -> ClusterRewards:
         """The sums as serving reads them."""
-        columns = np.ascontiguousarray(self.values.T)
+        impressions_session, reward_session, impressions_long, reward_long, draws_session = self.columns
         return ClusterRewards(
             cluster_ids=self.cluster_ids,
             as_of=self.as_of,
-            impressions_session=columns[_IMPRESSIONS_SESSION],
-            reward_session=columns[_REWARD_SESSION],
-            impressions_long=columns[_IMPRESSIONS_LONG],
-            reward_long=columns[_REWARD_LONG],
-            draws_session=columns[_DRAWS_SESSION],
+            impressions_session=impressions_session,
+            reward_session=reward_session,
+            impressions_long=impressions_long,
+            reward_long=reward_long,
+            draws_session=draws_session,
             last_impression_at=self.last_impression_at,
         )
+
+    @property
+    def columns(self) -> Floats:
+        """The five sums, one row each: (5, clusters), in the order of `ClusterRewards`."""
+        return np.ascontiguousarray(self.values[:, :_ACTIONS].T)
 
     @property
     def action_sums(self) -> Floats:

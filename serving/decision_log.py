@@ -19,5 +19,5 @@ def append_command(decision: Decision) -> bytes:
     """
     key = names.DECISIONS_KEY % partition(decision.user_id)
     command: tuple[str | bytes, ...] = ("XADD", key, "*", names.RECORD_FIELD, _encoder.encode(decision))
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type] -- its stub asks for tuples of one
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub asks for tuples of one
     return packed

@@ -14,7 +14,7 @@ import msgspec
 import redis
 
 from bandit.errors import BacklogFullError
-from bandit.intake import MAX_ID_BYTES, MAX_RECORD_BYTES, Intake
+from bandit.intake import DECODE_ERRORS, MAX_ID_BYTES, MAX_RECORD_BYTES, Intake
 from bandit.records import Feedback
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
@@ -156,15 +156,15 @@ def _durability(client: redis.Redis) -> str:
 
 
 def _event(given: Event) -> Feedback | str:
-    if isinstance(given, Feedback):
-        return given
     try:
+        if isinstance(given, Feedback):  # msgspec checks no types when a record is made
+            return msgspec.convert(msgspec.structs.asdict(given), Feedback)
         if not isinstance(given, bytes):
             return msgspec.convert(given, Feedback)
         if len(given) > MAX_RECORD_BYTES:
             return f"{len(given)} bytes, expected at most {MAX_RECORD_BYTES}"
         return msgspec.json.decode(given, type=Feedback)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         return str(error)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from bandit.errors import InvalidValueError
 from bandit.records import uuid7
+from serving.modes import Existing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Request:
     context: dict[str, str]
     caps: Mapping[str, int] | None
     fallback: Mapping[str, Sequence[str]] | None
+    existing: Existing | None
     now: int
     seed: int
     started: float
@@ -38,6 +40,7 @@ class Request:
         *,
         caps: Mapping[str, int] | None = None,
         fallback: Mapping[str, Sequence[str]] | None = None,
+        existing: Existing | None = None,
         now: int | None = None,
         seed: int | None = None,
     ) -> Self:
@@ -55,6 +58,7 @@ class Request:
             context=dict(context or {}),
             caps=caps,
             fallback=fallback,
+            existing=existing,
             now=time.time_ns() // 1000 if now is None else now,
             seed=secrets.randbits(63) if seed is None else seed,
             started=time.monotonic(),

@@ -14,7 +14,9 @@ import numpy as np
 
 from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError
 from bandit.evidence import align
+from bandit.experiment import arm_of
 from bandit.featurize import FEATURE_VERSION, featurize
+from bandit.inputs import pack_inputs
 from bandit.policies import FALLBACK, Candidates, plan
 from bandit.records import Decision
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
@@ -26,7 +28,8 @@ from serving.connection import connect
 from serving.decision_log import append_command
 from serving.drawing import draw
 from serving.features import FeatureReader
-from serving.remembered import Remembered, profile_of
+from serving.modes import Existing, check_mode, served_as_passed, unlogged
+from serving.remembered import Remembered, Row, profile_of
 from serving.request import Request
 from serving.selection import Selection
 from serving.served_model import ServedModel
@@ -51,6 +54,7 @@ class QuerySelector:
     def __init__(self, settings: Settings, reader: FeatureReader, model: ServedModel) -> None:
         """Put together from its parts; `QuerySelector.open` makes them from the settings file."""
         self._settings, self._reader, self._model = settings, reader, model
+        self._shares = settings.experiment.shares()
         self._half_lives = settings.reward.half_lives()
         self._exploration = settings.policy.exploration()
         self._untrained = Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=settings.policy.prior_strength))
@@ -112,6 +116,7 @@ class QuerySelector:
         *,
         caps: Mapping[str, int] | None = None,
         fallback: Mapping[str, Sequence[str]] | None = None,
+        existing: Existing | None = None,
         now: int | None = None,
         seed: int | None = None,
     ) -> Selection:
@@ -123,6 +128,7 @@ class QuerySelector:
             context: of the request; logged.
             caps: most queries of each cluster in this request; a cluster that is not named is not a candidate. None: all are.
             fallback: item ids by cluster id, to choose from when the features cannot be read and the user was not seen before.
+            existing: your own choice for this request, which the modes `log_only` and `apprentice` serve and log.
             now: UTC microseconds; the clock if None.
             seed: of the draw, 63 bits; random if None. The same features, model and seed give the same queries.
 
@@ -130,7 +136,8 @@ class QuerySelector:
 
         Raises: InvalidValueError for k <= 0 or an empty user_id.
         """
-        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, now=now, seed=seed)
+        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
+        check_mode(self._settings.serving.mode, existing)
         steps = self._steps(request)
         command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
         while True:
@@ -152,11 +159,13 @@ class QuerySelector:
         *,
         caps: Mapping[str, int] | None = None,
         fallback: Mapping[str, Sequence[str]] | None = None,
+        existing: Existing | None = None,
         now: int | None = None,
         seed: int | None = None,
     ) -> Selection:
         """`select` for asyncio: the same decision, and nothing blocks the loop. A selector serves one loop."""
-        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, now=now, seed=seed)
+        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
+        check_mode(self._settings.serving.mode, existing)
         steps = self._steps(request)
         command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
         while True:
@@ -199,6 +208,7 @@ class QuerySelector:
         """
         if seeds is not None and len(seeds) != len(user_ids):
             raise InvalidValueError("seeds", expected=f"one for each of {len(user_ids)} users", received=len(seeds))
+        check_mode(self._settings.serving.mode, None)
         selections: list[Selection] = []
         for start in range(0, len(user_ids), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -241,27 +251,16 @@ class QuerySelector:
         try:
             if isinstance(answer, DependencyAwayError):
                 raise answer
-            profile, rewards = self._reader.row(request.user_id, answer)
-            self._remembered.keep(request.user_id, (profile, rewards))
+            row = self._reader.row(request.user_id, answer)
+            self._remembered.keep(request.user_id, row)
         except (DependencyAwayError, FeatureStoreError) as error:
             log.debug("select degraded: %s", error)
             reason, reachable = str(error), not isinstance(error, DependencyAwayError)
-            if time.monotonic() > request.started + self._deadline:  # late already: a draw would make it later
-                return self._nothing(reason, degraded=True)
-            profile, rewards = self._remembered.of(request.user_id) or (profile_of(request.fallback), None)
-        if profile is None or not len(profile):
-            return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=bool(reason))
-        try:
-            decision = self._decide(
-                request,
-                (profile, rewards),
-                degraded=bool(reason),
-            )
-        except InvalidValueError as error:
-            log.error("decision refused: %s", error)  # noqa: TRY400 -- one line
-            return self._nothing(f"decision refused: {error}", degraded=True)
-        if decision is None:
-            return self._nothing(reason or "no cluster may be queried", degraded=bool(reason))
+            late = time.monotonic() > request.started + self._deadline  # a draw would make it later
+            row = (None, None) if late else self._remembered.of(request.user_id) or (profile_of(request.fallback), None)
+        decision = self._decision_or_nothing(request, row, reason)
+        if isinstance(decision, Selection):
+            return decision
         logged = reachable  # a log that is as far away as the features would take another deadline to say so
         if reachable:
             answer = yield append_command(decision)
@@ -281,6 +280,26 @@ class QuerySelector:
             quotas=dict(zip(decision.cluster_ids, decision.quotas, strict=True)),
         )
 
+    def _decision_or_nothing(self, request: Request, row: Row, reason: str) -> Decision | Selection:
+        """What is to be logged, or the selection of a request for which there is nothing to log."""
+        (profile, rewards), existing, degraded = row, request.existing, bool(reason)
+        if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):
+            return unlogged(existing, reason or "unknown user or clusters: served as passed, not logged", degraded=degraded)
+        if profile is None or not len(profile):
+            return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=degraded)
+        try:
+            decision = self._decide(request, (profile, rewards), degraded=degraded)
+        except InvalidValueError as error:
+            log.error("decision refused: %s", error)  # noqa: TRY400 -- one line
+            return self._nothing(f"decision refused: {error}", degraded=True)
+        if decision is None:
+            return self._nothing(reason or "no cluster may be queried", degraded=degraded)
+        if existing is None:
+            return decision
+        if not existing.covered_by(decision.cluster_ids):
+            return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=degraded)
+        return served_as_passed(decision, existing, self._settings.serving.mode)
+
     def _decide(
         self,
         request: Request,
@@ -292,7 +311,7 @@ class QuerySelector:
         profile, rewards = row
         k, now, caps = request.k, request.now, request.caps
         version, model = self._model.current or ("", None)
-        policy: str = self._settings.policy.name
+        arm, policy = self._arm(request.user_id)
         if policy == "bandit" and model is None:
             policy = FALLBACK
         prior = model.prior if model else self._untrained
@@ -311,7 +330,7 @@ class QuerySelector:
             exploration=model.manifest.exploration if model else self._exploration,
         )
         rows: Sequence[int] = range(len(profile))
-        cluster_ids = profile.cluster_ids
+        cluster_ids, kept = profile.cluster_ids, None
         if not limit.min() > 0.0:
             kept = np.flatnonzero(limit > 0.0)
             if not len(kept):
@@ -338,7 +357,14 @@ class QuerySelector:
             queries=queries,
             context=request.context,
             degraded=degraded,
+            inputs=pack_inputs(profile, evidence, kept),
+            arm=arm,
         )
+
+    def _arm(self, user_id: str) -> tuple[str, str]:
+        """The user's arm of the experiment, empty without one, and the policy that chooses there."""
+        arm = arm_of(user_id, self._settings.experiment.salt, self._shares) if self._shares else ""
+        return arm, self._settings.experiment.arms[arm].policy if arm else self._settings.policy.name
 
     def _nothing(self, reason: str, *, degraded: bool) -> Selection:
         return Selection(

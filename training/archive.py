@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE, Intake
+from bandit.intake import DECODE_ERRORS, FUTURE_TOLERANCE, Intake
 from bandit.lineage import Reclustering
 from bandit.model import sha256
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from feature_repo import names
+from feature_repo.partitions import partition
 from training.connection import connect, translated
 from training.decisions import decision_table, read_decision
 from training.feedback import feedback_table
@@ -87,8 +88,7 @@ class Batch:
         """Remove what was written from the streams."""
         pipeline = client.pipeline(transaction=False)
         for stream, entry_id in self.positions.items():
-            milliseconds, sequence = entry_id.split("-")
-            pipeline.xtrim(stream, minid=f"{milliseconds}-{int(sequence) + 1}", approximate=False)
+            pipeline.xtrim(stream, minid=after(entry_id), approximate=False)
         pipeline.execute()
 
 
@@ -138,23 +138,30 @@ def move_logs(settings: Settings) -> Moved:
 
 def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
     """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
+    held: Decision | Feedback | Reclustering | str
     if stream.endswith(_DECISIONS):
-        decision, arrived = read_decision(fields.get(_RECORD, b"")), arrival(entry_id)
-        if isinstance(decision, Decision) and decision.decided_at > arrived + FUTURE_TOLERANCE:
-            return f"decided_at: {decision.decided_at} is in the future"
-        return decision
-    if _LINEAGE in fields:
+        held, key = read_decision(fields.get(_RECORD, b""), arrival(entry_id)), names.DECISIONS_KEY
+    elif _LINEAGE in fields:
         try:
-            change: Reclustering = _reclustering.decode(fields[_LINEAGE])
-        except (msgspec.MsgspecError, ValueError) as error:
+            held, key = _reclustering.decode(fields[_LINEAGE]), names.FEEDBACK_KEY
+        except DECODE_ERRORS as error:
             return f"not a reclustering: {error}"
-        return change
-    return intake.read(fields.get(_RECORD, b""), arrival(entry_id))
+    else:
+        held, key = intake.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
+    if not isinstance(held, str) and stream != key % partition(held.user_id):
+        return "user_id: its events belong to another partition"
+    return held
 
 
 def arrival(entry_id: str) -> int:
     """When an entry came to Redis, UTC microseconds: its id begins with that."""
     return int(entry_id.partition("-")[0]) * 1000
+
+
+def after(entry_id: str) -> str:
+    """The least id that is greater."""
+    milliseconds, sequence = entry_id.split("-")
+    return f"{milliseconds}-{int(sequence) + 1}"
 
 
 def compact(settings: Settings, *, now: int) -> int:
@@ -184,19 +191,20 @@ def _first_of_each(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _entries(client: redis.Redis) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
-    for partition in range(names.PARTITIONS):
-        for stream in (names.DECISIONS_KEY % partition, names.FEEDBACK_KEY % partition):
-            for entry_id, fields in stream_entries(client, stream):
-                yield stream, entry_id, fields
+    for number in range(names.PARTITIONS):
+        for stream in (names.DECISIONS_KEY % number, names.FEEDBACK_KEY % number):
+            for entries in stream_entries(client, stream):
+                for entry_id, fields in entries:
+                    yield stream, entry_id.decode(), fields
 
 
-def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[tuple[str, dict[bytes, bytes]]]:
-    """Entries of a stream from its beginning to `last`, read piece by piece."""
+def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[list[tuple[bytes, dict[bytes, bytes]]]]:
+    """Entries of a stream from its beginning to `last`, piece by piece."""
     start = "-"
     while True:
         entries = client.xrange(stream, min=start, max=last, count=_READ_AT_ONCE)
-        for entry_id, fields in entries:
-            yield entry_id.decode(), fields
+        if entries:
+            yield entries
         if len(entries) < _READ_AT_ONCE:
             return
         start = "(" + entries[-1][0].decode()

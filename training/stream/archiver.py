@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import redis
 
-from bandit.lineage import Reclustering
-from bandit.records import Decision, Feedback
-from training.archive import Batch
+from feature_repo import names
+from training.archive import Batch, after
+from training.stream.work import Entry
 
+_TRIM = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+"""
 log = logging.getLogger(__name__)
 
 _ROWS_PER_FILE = 50_000
 _NEVER = 0, 0
 _ROWS_HELD = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded while a disk is slow or full
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a stream: what its record holds, or why it cannot be counted; `key` tells a repetition, empty for none."""
-
-    stream: str
-    id: str
-    held: Decision | Feedback | Reclustering | str
-    record: bytes
-    key: bytes = b""
 
 
 class Archiver:
@@ -41,11 +34,21 @@ class Archiver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="query-rewards-archive")
         self._batch = Batch()
         self._last: dict[str, tuple[int, int]] = {}
+        self._fences: dict[str, int] = {}
         self._since = clock()
         self._writing: tuple[Batch, Future[None]] | None = None
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Take entries of one stream that were folded, in its order. Those that were taken before, and came again, are left out."""
+    @property
+    def full(self) -> bool:
+        """Whether as much is held as may be: nothing more should be folded until the disk has taken some."""
+        return len(self._batch) + (len(self._writing[0]) if self._writing is not None else 0) >= _ROWS_HELD
+
+    def add(self, entries: Sequence[Entry], fence: int) -> None:
+        """Take entries of one stream that were folded, in its order, by the owner with this number.
+
+        Those that were taken before, and came again, are left out.
+        """
+        self._fences[entries[0].stream] = fence
         stream, last = entries[0].stream, _place(entries[-1].id)
         taken = self._last.get(stream, _NEVER)
         if _place(entries[0].id) <= taken:
@@ -99,9 +102,17 @@ class Archiver:
     def _put_away(self, batch: Batch) -> None:
         batch.write(self._data)
         try:
-            batch.trim(self._client)
+            self._trim(batch.positions)
         except redis.RedisError as error:  # the next owner writes these entries once more, and they count once
             log.warning("written, but not trimmed: %s", error)
+
+    def _trim(self, positions: Mapping[str, str]) -> None:
+        """Of the partitions that are still owned: a new owner may be making its sums from the logs, as they were before this file."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, entry_id in positions.items():
+            fence = names.FENCE_KEY % int(stream[stream.index("{") + 1 : stream.index("}")])
+            pipeline.eval(_TRIM, 2, fence, stream, self._fences[stream], after(entry_id))
+        pipeline.execute()
 
 
 def _place(entry_id: str) -> tuple[int, int]:

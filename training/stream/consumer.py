@@ -12,26 +12,24 @@ import gc
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 import redis
 
-from bandit.lineage import Reclustering
-from bandit.records import Decision, Feedback
 from bandit.settings import Settings
-from bandit.sums import DRAW, MAX_CLUSTERS, Folding, Term, UserSums
+from bandit.sums import Folding, UserSums
 from feature_repo import names
-from training.archive import arrival, read_entry, stream_entries
-from training.stream.archiver import Archiver, Entry
+from training.archive import arrival, stream_entries
+from training.online_rows import RewardRows
+from training.stream.archiver import Archiver
 from training.stream.leases import Leases
 from training.stream.metrics import StreamMetrics
 from training.stream.rebuild import rebuild
-from training.stream.rows import RewardRows
-from training.stream.state import Commit, Partition, StreamState, decision_key, event_key
+from training.stream.state import BEGINNING, Commit, Partition, StreamState
+from training.stream.work import Entry, Work, entry_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,6 @@ _BLOCK_MILLISECONDS = 250
 _AT_ONCE = 4000  # entries of one step
 _LEAST_PER_STREAM = 16
 _RETRY_SECONDS = 0.2
-_DEAD_RECORD_KEPT = 1024  # bytes in Redis; Parquet keeps more
 _FEEDBACK_STREAMS = [names.FEEDBACK_KEY % number for number in range(names.PARTITIONS)]
 _DECISION_STREAMS = [names.DECISIONS_KEY % number for number in range(names.PARTITIONS)]
 _PLACES = {
@@ -47,23 +44,7 @@ _PLACES = {
     for is_feedback, keys in ((True, _FEEDBACK_STREAMS), (False, _DECISION_STREAMS))
     for number, key in enumerate(keys)
 }
-_RECORD = names.RECORD_FIELD.encode()
 _stream_of = attrgetter("stream")
-
-
-@dataclass(slots=True, kw_only=True)
-class _Work:
-    """New entries of one partition on their way to a commit."""
-
-    partition: Partition
-    entries: list[Entry] = field(default_factory=list)
-    feedback: str = ""
-    decisions: str = ""
-    known: dict[bytes, bool] = field(default_factory=dict)
-    sums: dict[str, UserSums] = field(default_factory=dict)
-    ids: dict[bytes, None] = field(default_factory=dict)
-    changed: dict[str, None] = field(default_factory=dict)  # users, in the order of their first entry
-    dead: list[tuple[bytes, str]] = field(default_factory=list)
 
 
 class Consumer:
@@ -88,12 +69,12 @@ class Consumer:
         return len(self._owned)
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Fold until `stop` says so, then leave everything in order. A Redis that is away is waited for."""
+        """Fold until `stop` says so, then leave everything in order. A Redis that is away, or a full disk, is waited for."""
         while not stop():
             try:
                 self.step()
-            except redis.RedisError as error:
-                log.warning("the stream waits for Redis: %s", error)
+            except (redis.RedisError, OSError) as error:
+                log.warning("the stream waits for %s: %s", "Redis" if isinstance(error, redis.RedisError) else "the disk", error)
                 self._metrics.failures.inc()
                 self._owned.clear()
                 self._leases.forget()
@@ -103,7 +84,10 @@ class Consumer:
 
     def close(self) -> None:
         """Write what waits for Parquet, and let others take the partitions."""
-        self._archiver.close()
+        try:
+            self._archiver.close()
+        except OSError as error:
+            log.error("the logs cannot be written; the next owner will: %s", error)  # noqa: TRY400 -- one line
         try:
             self._leases.leave()
         except redis.RedisError as error:
@@ -120,13 +104,17 @@ class Consumer:
             self._prepared = True
         if self._leases.due:
             self._balance()
-        works = self._read(block=block)
-        started = time.monotonic()
-        if works:
-            with _uncollected():
+        if self._archiver.full:
+            time.sleep(_RETRY_SECONDS if block else 0.0)
+            self._archiver.put_away_if_due()
+            return 0
+        with _uncollected():
+            works = self._read(block=block)
+            started = time.monotonic()
+            if works:
                 self._look_up(works)
                 for work in works:
-                    self._fold(work)
+                    self._metrics.duplicates.inc(work.fold(self._codes))
                 self._commit(works)
         count = sum(len(work.entries) for work in works)
         oldest = min((arrival(work.entries[0].id) for work in works), default=None)
@@ -138,11 +126,13 @@ class Consumer:
     def _balance(self) -> None:
         taken = self._leases.balance()
         self._owned = {number: held for number, held in self._owned.items() if self._leases.fences.get(number) == held.fence}
+        self._measure_backlog()
         if not taken:
             return
         fences = {number: self._leases.fences[number] for number in taken}
         found, dirty = self._state.load(fences)
-        missing = {number: fence for number, fence in fences.items() if number not in found}
+        stale = self._state.waited_too_long(found)
+        missing = {number: fence for number, fence in fences.items() if number not in found or number in stale}
         if missing:
             with self._leases.kept():
                 self._archiver.flush()  # what this process folded and Redis has lost is in the logs before they are read
@@ -150,10 +140,17 @@ class Consumer:
             begun, _ = self._state.load(missing)
             found |= begun
         for number, users in dirty.items():
-            self._write_again(found[number], users)
-        for held in found.values():
-            self._archive_again(held)
+            if number not in missing:
+                self._write_again(found[number], users)
+        self._archive_again(found.values())
         self._owned |= found
+
+    def _measure_backlog(self) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for number in self._leases.fences:
+            pipeline.xlen(_FEEDBACK_STREAMS[number])
+            pipeline.xlen(_DECISION_STREAMS[number])
+        self._metrics.backlog.set(sum(pipeline.execute()))
 
     def _write_again(self, held: Partition, users: list[str]) -> None:
         """Rows of the last commit, whose owner may have died before it wrote them."""
@@ -166,14 +163,34 @@ class Consumer:
                 self._rows.write(pipeline, user, UserSums(self._folding, data), held.version)
         pipeline.execute()
 
-    def _archive_again(self, held: Partition) -> None:
+    def _archive_again(self, found: Collection[Partition]) -> None:
         """Entries that were folded, but whose owner may have died before they were in Parquet."""
-        for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions)):
-            if last != "0-0":
-                for entry_id, fields in stream_entries(self._client, stream, last):
-                    self._archiver.add([self._entry(stream, entry_id, fields)])
+        streams = [
+            (stream, last, held)
+            for held in found
+            for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions))
+            if last != BEGINNING
+        ]
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, _, _ in streams:
+            pipeline.xlen(stream)
+        for (stream, last, held), waiting in zip(streams, pipeline.execute(), strict=True):
+            if waiting:
+                for some in stream_entries(self._client, stream, last):
+                    entries = [entry_of(stream, entry_id.decode(), fields, self._intake) for entry_id, fields in some]
+                    self._archiver.add(self._as_counted(held, entries), held.fence)
+                    self._archiver.put_away_if_due()
 
-    def _read(self, *, block: bool) -> list[_Work]:
+    def _as_counted(self, held: Partition, entries: list[Entry]) -> list[Entry]:
+        """Entries that were folded; one that was refused for its user's many clusters is known by its id, which was not kept."""
+        keys = [entry.key for entry in entries if entry.key]
+        pipeline = self._client.pipeline(transaction=False)
+        answers = self._state.seen(pipeline, held, keys) if keys else 0
+        known = {key for reply in pipeline.execute()[:answers] for key, seen in zip(keys, reply, strict=True) if seen}
+        reason = "not counted: its user had too many clusters"
+        return [Entry(one.stream, one.id, reason, one.record) if one.key and one.key not in known else one for one in entries]
+
+    def _read(self, *, block: bool) -> list[Work]:
         if not self._owned:
             time.sleep(_BLOCK_MILLISECONDS / 1000.0 if block else 0.0)
             return []
@@ -182,93 +199,43 @@ class Consumer:
             streams[_FEEDBACK_STREAMS[held.number]] = held.feedback
             streams[_DECISION_STREAMS[held.number]] = held.decisions
         replies: Any = self._client.xread(streams, count=self._per_stream, block=_BLOCK_MILLISECONDS if block else None)
-        works: dict[int, _Work] = {}
+        works: dict[int, Work] = {}
         for key, entries in replies:
             number, is_feedback = _PLACES[key]
-            work = works.setdefault(number, _Work(partition=self._owned[number]))
+            work = works.setdefault(number, Work(partition=self._owned[number]))
             stream = key.decode()
-            work.entries += [self._entry(stream, entry_id.decode(), fields) for entry_id, fields in entries]
+            work.entries += [entry_of(stream, entry_id.decode(), fields, self._intake) for entry_id, fields in entries]
             last = entries[-1][0].decode()
             work.feedback, work.decisions = (last, work.decisions) if is_feedback else (work.feedback, last)
         self._per_stream = max(_AT_ONCE // max(len(replies), 1), _LEAST_PER_STREAM)
         return list(works.values())
 
-    def _entry(self, stream: str, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
-        held = read_entry(stream, entry_id, fields, self._intake)
-        key = b""
-        if isinstance(held, Feedback):
-            key = event_key(held.event_id)
-        elif isinstance(held, Decision):
-            key = decision_key(held.decision_id)
-        return Entry(stream, entry_id, held, fields.get(_RECORD, b""), key)
-
-    def _look_up(self, works: list[_Work]) -> None:
+    def _look_up(self, works: list[Work]) -> None:
         """One round trip: which ids are known, and the sums of every user."""
         pipeline = self._client.pipeline(transaction=False)
         asked = []
         for work in works:
-            ids = list(dict.fromkeys(entry.key for entry in work.entries if entry.key))
+            keys = list(dict.fromkeys([entry.key for entry in work.entries if entry.key]))
             users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, str)]))
-            answers = self._state.seen(pipeline, work.partition, ids) if ids else 0
+            answers = self._state.seen(pipeline, work.partition, keys) if keys else 0
             if users:
                 pipeline.mget([names.SUMS_KEY % (work.partition.number, user) for user in users])
-            asked.append((ids, users, answers))
+            asked.append((keys, users, answers))
         replies = iter(pipeline.execute())
-        for work, (ids, users, answers) in zip(works, asked, strict=True):
+        for work, (keys, users, answers) in zip(works, asked, strict=True):
             for _ in range(answers):
-                work.known.update({key: True for key, seen in zip(ids, next(replies), strict=True) if seen})
+                work.known.update([key for key, seen in zip(keys, next(replies), strict=True) if seen])
             if users:
                 work.sums = {user: UserSums(self._folding, data) for user, data in zip(users, next(replies), strict=True)}
 
-    def _fold(self, work: _Work) -> None:
-        terms: dict[str, list[Term]] = {}
-        clusters: dict[str, set[str]] = {}
-        known, ids, changed, sums = work.known, work.ids, work.changed, work.sums
-        for place, entry in enumerate(work.entries):
-            held, key = entry.held, entry.key
-            if isinstance(held, str):
-                work.dead.append((entry.record[:_DEAD_RECORD_KEPT], held))
-                continue
-            user = held.user_id
-            if isinstance(held, Reclustering):  # in its place among the events: those before it follow it
-                if terms.get(user):
-                    sums[user].add(terms.pop(user))
-                sums[user].recluster(held)
-                changed[user] = None
-                continue
-            if key in known or key in ids:
-                self._metrics.duplicates.inc()
-                continue
-            news = _terms(held, self._codes)
-            room = clusters.get(user)
-            if room is None:
-                room = clusters[user] = set(sums[user].cluster_ids)
-            before = len(room)
-            room.update([term.cluster_id for term in news])
-            if before < len(room) > MAX_CLUSTERS:
-                room.difference_update([term.cluster_id for term in news if term.cluster_id not in sums[user].cluster_ids])
-                reason = f"cluster_id: user {user!r} has {MAX_CLUSTERS} clusters already"
-                work.entries[place] = Entry(entry.stream, entry.id, reason, entry.record)
-                work.dead.append((entry.record[:_DEAD_RECORD_KEPT], reason))
-                continue
-            ids[key] = None
-            changed[user] = None
-            pending = terms.get(user)
-            if pending is None:
-                terms[user] = news
-            else:
-                pending += news
-        for user, pending in terms.items():
-            sums[user].add(pending)
-
-    def _commit(self, works: list[_Work]) -> None:
+    def _commit(self, works: list[Work]) -> None:
         """Commit, then overwrite the rows of those that were taken; a partition whose commit is refused is another's now."""
         pipeline = self._client.pipeline(transaction=False)
         for work in works:
             change = Commit(
                 feedback=work.feedback or work.partition.feedback,
                 decisions=work.decisions or work.partition.decisions,
-                ids=work.ids,
+                ids=work.keys,
                 dead=work.dead,
                 sums={user: work.sums[user].to_bytes() for user in work.changed},
             )
@@ -283,7 +250,7 @@ class Consumer:
             held.commits += 1
             held.feedback, held.decisions = work.feedback or held.feedback, work.decisions or held.decisions
             for _, entries in groupby(work.entries, key=_stream_of):
-                self._archiver.add(list(entries))
+                self._archiver.add(list(entries), held.fence)
             self._metrics.dead_letters.inc(len(work.dead))
             for user in work.changed:
                 self._rows.write(rows, user, work.sums[user], held.version)
@@ -300,9 +267,3 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _terms(held: Feedback | Decision, codes: dict[str, int]) -> list[Term]:
-    if isinstance(held, Feedback):
-        return [Term(held.cluster_id, codes[held.action], held.occurred_at)]
-    return [Term(query.cluster_id, DRAW, held.decided_at) for query in held.queries]

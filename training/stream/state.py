@@ -15,7 +15,9 @@ import redis
 
 from bandit.intake import FUTURE_TOLERANCE
 from feature_repo import names
+from training.archive import arrival
 
+BEGINNING = "0-0"  # position before the first entry of a stream
 _COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('HGET', KEYS[2], 'commits') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[2], 'commits', ARGV[2] + 1, 'feedback', ARGV[3], 'decisions', ARGV[4])
@@ -40,10 +42,15 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for user = 2, #KEYS do redis.call('SET', KEYS[user], ARGV[user]) end
 return 1
 """
+_FORGET = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for user = 2, #KEYS do redis.call('UNLINK', KEYS[user]) end
+return 1
+"""
 _BEGIN = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
-return redis.call('HSET', KEYS[2], 'commits', 0, 'feedback', '0-0', 'decisions', '0-0', 'folding', ARGV[2])
+return redis.call('HSET', KEYS[2], 'commits', 0, 'feedback', ARGV[3], 'decisions', ARGV[3], 'folding', ARGV[2])
 """
 
 
@@ -113,13 +120,17 @@ class StreamState:
         """Give partitions a state, at the beginning of their streams: what the sums hold already is known by its ids."""
         pipeline = self._client.pipeline(transaction=False)
         for number, fence in fences.items():
-            pipeline.eval(_BEGIN, 2, names.FENCE_KEY % number, names.STATE_KEY % number, fence, self.folding)
+            pipeline.eval(_BEGIN, 2, names.FENCE_KEY % number, names.STATE_KEY % number, fence, self.folding, BEGINNING)
         pipeline.execute()
 
     def restore(self, number: int, fence: int, sums: Mapping[str, bytes]) -> None:
         """Write sums that were made from the logs."""
         keys = [names.FENCE_KEY % number, *(names.SUMS_KEY % (number, user) for user in sums)]
         self._client.eval(_RESTORE, len(keys), *keys, fence, *sums.values())
+
+    def forget(self, number: int, fence: int, keys: Sequence[bytes]) -> None:
+        """Remove sums, unless another owns the partition by now."""
+        self._client.eval(_FORGET, len(keys) + 1, names.FENCE_KEY % number, *keys, fence)
 
     def remember(self, number: int, ids: Collection[bytes], now: int) -> None:
         """Add ids to what is seen: those of events that sums from the logs hold."""
@@ -140,6 +151,7 @@ class StreamState:
         number, bucket = partition.number, now // self._bucket
         if change.ids:
             partition.buckets.add(bucket)
+        partition.buckets -= {old for old in partition.buckets if old < self._oldest_bucket(now)}
         keys = [
             names.FENCE_KEY % number,
             names.STATE_KEY % number,
@@ -153,17 +165,33 @@ class StreamState:
         pairs = [part for pair in change.sums.items() for part in pair]
         pipeline.evalsha(self._commit, len(keys), *keys, *head, *change.ids, *dead, *pairs)
 
+    def waited_too_long(self, found: Mapping[int, Partition]) -> set[int]:
+        """Partitions whose next entry came so long ago that ids which may repeat are no longer among the seen."""
+        pipeline = self._client.pipeline(transaction=False)
+        for number, held in found.items():
+            pipeline.xrange(names.FEEDBACK_KEY % number, min="(" + held.feedback, count=1)
+            pipeline.xrange(names.DECISIONS_KEY % number, min="(" + held.decisions, count=1)
+        seconds, _ = self._client.time()
+        replies = pipeline.execute()
+        waiting = zip(found, replies[::2], replies[1::2], strict=True)
+        limit = seconds * 1_000_000 - self._bucket
+        return {number for number, *two in waiting if any(arrival(some[0][0].decode()) < limit for some in two if some)}
+
     @property
     def _lifetime(self) -> int:
         """Seconds that a seen set lives after its last id: until no event that it holds may come again."""
         return (self._bucket + self._window + FUTURE_TOLERANCE) // 1_000_000 + 60
 
+    def _oldest_bucket(self, now: int) -> int:
+        """The first that may hold an event which may come again; one earlier for entries that waited."""
+        return (now - self._window - FUTURE_TOLERANCE) // self._bucket - 1
+
     def _find_buckets(self, partitions: Collection[Partition]) -> None:
         seconds, _ = self._client.time()
         newest = seconds * 1_000_000 // self._bucket
-        oldest = (seconds * 1_000_000 - self._window - FUTURE_TOLERANCE) // self._bucket - 1
+        oldest = self._oldest_bucket(seconds * 1_000_000)
         pipeline = self._client.pipeline(transaction=False)
-        asked = [(partition, bucket) for partition in partitions for bucket in range(oldest, newest + 1)]
+        asked = [(partition, bucket) for partition in partitions for bucket in range(oldest, newest + 2)]  # the clock may have run back
         for partition, bucket in asked:
             pipeline.exists(names.SEEN_KEY % (partition.number, bucket))
         for (partition, bucket), there in zip(asked, pipeline.execute(), strict=True):

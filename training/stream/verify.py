@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import redis
 
+from bandit.records import Decision, Feedback
 from bandit.settings import Settings
-from bandit.sums import Folding, UserSums
+from bandit.sums import MAX_CLUSTERS, Folding, UserSums
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
 from training.archive import Batch, read_entry, stream_entries
@@ -88,10 +89,18 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
     intake, left = settings.intake(), Batch()
     for held in positions.values():
         for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
-            if last != "0-0":
-                for entry_id, fields in stream_entries(client, stream, last):
-                    left.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), b"")
+            for entries in stream_entries(client, stream, last):
+                for entry_id, fields in entries:
+                    record = read_entry(stream, entry_id.decode(), fields, intake)
+                    if isinstance(record, Feedback | Decision) and _has_room(found.get(record.user_id), record):
+                        left.add(stream, entry_id.decode(), record, b"")
     return found, feedback_table(left.feedback), decision_table(left.decisions)
+
+
+def _has_room(sums: UserSums | None, record: Feedback | Decision) -> bool:
+    """Whether the stream took a record: its user had room for its clusters."""
+    named = [record.cluster_id] if isinstance(record, Feedback) else [query.cluster_id for query in record.queries]
+    return len({*(sums.cluster_ids if sums is not None else ()), *named}) <= MAX_CLUSTERS
 
 
 def _waiting(client: redis.Redis) -> int:
@@ -142,6 +151,5 @@ def _values(sums: UserSums, ids: list[str]) -> Floats:
 
 
 def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:
-    fields = (names.IMPRESSIONS_SESSION, names.REWARD_SESSION, names.IMPRESSIONS_LONG, names.REWARD_LONG, names.DRAWS_SESSION)
-    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*fields, names.LAST_IMPRESSION_AT))
+    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*names.SUMS, names.LAST_IMPRESSION_AT))
     return equal and sums.cluster_ids == row.cluster_ids

@@ -32,16 +32,8 @@ if written and written > ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
-_FLOATS = (
-    names.IMPRESSIONS_SESSION,
-    names.REWARD_SESSION,
-    names.IMPRESSIONS_LONG,
-    names.REWARD_LONG,
-    names.DRAWS_SESSION,
-    names.ACTION_SUMS,
-)
 _KEYS_KEPT = 100_000  # of users; the key of one takes Feast as long as the rest of its row
-_FIELDS = (*_FLOATS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
+_FIELDS = (*names.SUMS, names.ACTION_SUMS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
 
 
 class RewardRows:
@@ -77,17 +69,19 @@ class RewardRows:
 
     def arguments(self, sums: UserSums) -> list[bytes]:
         """Fields and values of a row, in turn."""
-        rewards, field = sums.rewards(), self._field
-        seconds, microseconds = divmod(rewards.as_of, 1_000_000)
+        field, ids = self._field, sums.cluster_ids
+        seconds, microseconds = divmod(sums.as_of, 1_000_000)
         arguments = [self._time, Timestamp(seconds=seconds, nanos=microseconds * 1000).SerializeToString()]
-        for name in _FLOATS[:-1]:
-            arguments += field[name], _doubles(getattr(rewards, name))
-        arguments += field[names.ACTION_SUMS], _doubles(sums.action_sums)
-        arguments += field[names.AS_OF], Value(int64_val=rewards.as_of).SerializeToString()
-        arguments += field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=rewards.cluster_ids)).SerializeToString()
+        length, columns = 8 * len(ids), sums.columns.tobytes()
+        for place, name in enumerate(names.SUMS):
+            arguments += field[name], _doubles(columns[place * length : (place + 1) * length])
+        arguments += field[names.ACTION_SUMS], _doubles(sums.action_sums.tobytes())
+        arguments += field[names.AS_OF], Value(int64_val=sums.as_of).SerializeToString()
+        arguments += field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=ids)).SerializeToString()
         arguments += field[names.ACTION_TYPES], self._action_types
-        last = Value(int64_list_val=Int64List(val=rewards.last_impression_at.tolist())).SerializeToString()
-        return [*arguments, field[names.LAST_IMPRESSION_AT], last]
+        last = Value(int64_list_val=Int64List(val=sums.last_impression_at.tolist())).SerializeToString()
+        arguments += field[names.LAST_IMPRESSION_AT], last
+        return arguments
 
     def read(self, user_id: str) -> ClusterRewards | None:
         """The row as it stands in the online store, None when there is none."""
@@ -103,13 +97,12 @@ class RewardRows:
             cluster_ids=held[names.CLUSTER_IDS],
             as_of=held[names.AS_OF],
             last_impression_at=np.array(held[names.LAST_IMPRESSION_AT], np.int64),
-            **{name: np.array(held[name], np.float64) for name in _FLOATS[:-1]},
+            **{name: np.array(held[name], np.float64) for name in names.SUMS},
         )
 
 
-def _doubles(values: np.ndarray[Any, np.dtype[np.float64]]) -> bytes:
-    """`Value(double_list_val=DoubleList(val=values))` on the wire: packed doubles are their own bytes behind two tags and lengths."""
-    packed = values.astype("<f8", copy=False).tobytes()
+def _doubles(packed: bytes) -> bytes:
+    """`Value(double_list_val=...)` on the wire: the doubles' own bytes, little-endian, behind tags and lengths."""
     return _head(len(packed)) + packed
 
 
