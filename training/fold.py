@@ -15,7 +15,9 @@ from pathlib import Path
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bandit.errors import EmptyLogError, InvalidTableError
 from bandit.evidence import HalfLives
@@ -32,6 +34,7 @@ from training.tables import (
     RECLUSTERINGS,
     engine,
     log_files,
+    may_be_null,
     read_table,
     write_table,
 )
@@ -115,27 +118,35 @@ def merge(left: ir.Table, right: ir.Table) -> ir.Table:
     return both.group_by("user_id", "cluster_id").agg(**added, **{names.LAST_IMPRESSION_AT: both[names.LAST_IMPRESSION_AT].max()})
 
 
-def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> ir.Table:
-    """The rows that Feast reads: one per user, arrays in order of cluster_id, flattened (clusters x action types) counts."""
-    by_cluster = cluster_sums.mutate(flat=ibis.array([cluster_sums[_ACTION + action] for action in action_types]))
-    arrays = {name: by_cluster[name].collect(order_by=by_cluster.cluster_id) for name in [*names.SUMS, names.LAST_IMPRESSION_AT]}
-    return (
-        by_cluster.group_by("user_id")
-        .agg(
-            **{
-                names.CLUSTER_IDS: by_cluster.cluster_id.collect(order_by=by_cluster.cluster_id),
-                **arrays,
-                names.ACTION_SUMS: by_cluster.flat.collect(order_by=by_cluster.cluster_id).flatten(),
-                "events": by_cluster.events.sum(),
-            }
-        )
-        .mutate(
-            **{
-                names.ACTION_TYPES: ibis.array([ibis.literal(action) for action in action_types]),
-                names.AS_OF: ibis.literal(as_of, "int64"),
-                names.TIMESTAMP: ibis.literal(datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None), "timestamp(6)"),
-            }
-        )
+def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> pa.Table:
+    """The rows that Feast reads: one per user, arrays in order of cluster_id, flattened (clusters x action types) counts.
+
+    The engine sorts, and the arrays are cut out of the sorted columns: ordered lists of ten columns at once took all of the memory
+    (`benchmarks/fold_vs_sql.py`).
+    """
+    table = cluster_sums.order_by("user_id", "cluster_id").to_pyarrow().combine_chunks()
+    users = table["user_id"]
+    changes = pc.not_equal(users.slice(1), users.slice(0, max(len(users) - 1, 0))).to_numpy()
+    starts = np.concatenate(([0] if len(users) else [], np.flatnonzero(changes) + 1)).astype(np.int32)
+    offsets = np.append(starts, np.int32(len(users)))
+
+    def lists(values: pa.Array, each: int = 1) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets * np.int32(each)), values)
+
+    column = lambda name: table[name].combine_chunks()  # noqa: E731
+    flat = np.stack([table[_ACTION + action].to_numpy() for action in action_types], axis=1).ravel()
+    per_user = len(starts)
+    return pa.table(
+        {
+            "user_id": column("user_id").take(pa.array(starts)),
+            names.CLUSTER_IDS: lists(column("cluster_id")),
+            **{name: lists(column(name)) for name in [*names.SUMS, names.LAST_IMPRESSION_AT]},
+            names.ACTION_SUMS: lists(pa.array(flat), len(action_types)),
+            EVENTS: pa.array(np.add.reduceat(table[EVENTS].to_numpy(), starts) if per_user else [], pa.int64()),
+            names.ACTION_TYPES: pa.array([list(action_types)] * per_user, pa.list_(pa.string())),
+            names.AS_OF: pa.array(np.full(per_user, as_of), pa.int64()),
+            names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * per_user, pa.timestamp("us")),
+        }
     )
 
 
@@ -171,8 +182,7 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     _check_events(events, files, scheme.action_types, now)
     draws = read_draws(connection, settings.data_path / "decisions")
     cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme, lineage=lineage)
-    rows = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
-    table = rows.to_pyarrow()
+    table = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
     gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
     table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
@@ -182,8 +192,8 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
         write_table(news, file)
     return Folded(
         users=news.num_rows,
-        clusters=sum(len(ids) for ids in news[names.CLUSTER_IDS]),
-        events=sum(table[EVENTS].to_pylist()),
+        clusters=pc.sum(pc.list_value_length(news[names.CLUSTER_IDS])).as_py() or 0,
+        events=pc.sum(table[EVENTS]).as_py() or 0,
         as_of=as_of,
         file=str(file),
     )
@@ -211,7 +221,7 @@ def _check_events(events: ir.Table, files: Sequence[str], actions: Sequence[str]
     """One cheap aggregate over the log; only when it finds something are the files read one by one for the place."""
     problems = (
         events.aggregate(
-            nulls=ibis.or_(*(events[column].isnull() for column in FEEDBACK.names)).sum(),
+            nulls=ibis.or_(*(events[column].isnull() for column in [*may_be_null(files, FEEDBACK.names), "occurred_at"])).sum(),
             unknown=events.action.notin(list(actions)).sum(),
             latest=epoch_us(events.occurred_at.max()),
         )

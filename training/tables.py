@@ -146,6 +146,20 @@ def read_table(file: str | Path, schema: pa.Schema, *, now: int, actions: Sequen
     return table
 
 
+def may_be_null(files: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Those of the columns of which the footers do not say that they hold no null."""
+    left = set()
+    for file in files:
+        footer = _footer(file)
+        for group in range(footer.metadata.num_row_groups):
+            for place in range(footer.metadata.num_columns):
+                chunk = footer.metadata.row_group(group).column(place)
+                found = chunk.statistics
+                if found is None or not found.has_null_count or found.null_count:
+                    left.add(chunk.path_in_schema)
+    return [column for column in columns if column in left]
+
+
 def has_column(file: str, column: str) -> bool:
     """Whether a file has a column that may be left out."""
     return column in _footer(file).schema_arrow.names

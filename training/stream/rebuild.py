@@ -85,7 +85,7 @@ def users_from_logs(
     history = read_lineage(settings, 2**63 - 1)
     by_cluster = sums(happened, draws, as_of=as_of, half_lives=folding.half_lives, scheme=folding.scheme, lineage=history)
     actions = folding.scheme.action_types
-    for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_pyarrow().to_batches():
+    for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_batches():
         for row in batch.to_pylist():
             arrays = {name: np.array(row[name], np.float64) for name in names.SUMS}
             last = np.array(row[names.LAST_IMPRESSION_AT], np.int64)
