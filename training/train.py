@@ -74,7 +74,7 @@ def read_examples(settings: Settings) -> Examples:
     if rows < minimum:
         raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
     return Examples(
-        features=np.stack(table["features"].to_numpy()).astype(np.float32),
+        features=pc.list_flatten(table["features"]).to_numpy().astype(np.float32, copy=False).reshape(rows, -1),
         reward=table["reward"].to_numpy(),
         impressions=table["impressions"].to_numpy().astype(np.float64),
         decided_at=table["decided_at"].cast("int64").to_numpy(),

@@ -1,0 +1,89 @@
+"""From training rows in Parquet to served weights, against `vowpalwabbit` reading the prepared text file with the same options.
+
+A million rows; each side in a process of its own, in turn. Recording the model in MLflow is on neither side.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.vowpal import Learner, write_lines
+from benchmarks.result import Result
+from training.deployment import create
+from training.join import examples_file
+from training.tables import TIME, write_table
+
+ROWS, RUNS = 1_000_000, 5
+NOW = 1_767_225_600_000_000
+
+
+def write_rows(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    settings = load_settings(folder / DEFAULT_FILE)
+    d = len(FEATURE_NAMES)
+    features = np.clip(rng.normal(0.2, 0.3, (ROWS, d)), -1.0, 1.0).astype(np.float32)
+    reward = rng.binomial(4, np.clip(0.1 + 0.2 * features[:, 0], 0.0, 1.0)).astype(np.float64)
+    ids = pa.array([f"decision-{number}" for number in range(ROWS)])
+    table = pa.table(
+        {
+            "decision_id": ids,
+            "user_id": ids,
+            "cluster_id": ids,
+            "decided_at": pa.array(NOW - np.arange(ROWS)[::-1], pa.int64()).cast(TIME),
+            "policy": pa.array(["bandit"] * ROWS),
+            "model_version": pa.array(["1"] * ROWS),
+            "feature_version": pa.array(np.full(ROWS, FEATURE_VERSION), pa.int32()),
+            "mode": pa.array(["online"] * ROWS),
+            "arm": pa.array([""] * ROWS),
+            "draws": pa.array(np.ones(ROWS, np.int64)),
+            "quota": pa.array(np.ones(ROWS)),
+            "features": pa.ListArray.from_arrays(np.arange(ROWS + 1, dtype=np.int32) * d, pa.array(features.ravel())),
+            "impressions": pa.array(np.full(ROWS, 4, np.int64)),
+            "reward": pa.array(reward),
+        }
+    )
+    write_table(table, examples_file(settings))
+    costs = -(reward / 4.0 - features[:, FEATURE_NAMES.index("shrunk_rate")])
+    write_lines(folder / "train.txt", features, costs, np.ones(ROWS), FEATURE_NAMES)
+
+
+def child(side: str, folder: Path) -> None:
+    from training.train import candidate, read_examples  # noqa: PLC0415
+
+    settings = load_settings(folder / DEFAULT_FILE)
+    start = time.perf_counter()
+    if side == "train":
+        candidate(settings, read_examples(settings), as_of=NOW)
+    else:
+        options = Learner(options=settings.training.learner_options).arguments
+        subprocess.run([sys.executable, "-m", "vowpalwabbit", *options, "-d", folder / "train.txt", "-f", folder / "vw.model"], check=True)
+    print(time.perf_counter() - start)
+
+
+def main() -> None:
+    seconds: dict[str, list[float]] = {"train": [], "vw": []}
+    with tempfile.TemporaryDirectory() as folder:
+        create(Path(folder), "")
+        write_rows(Path(folder))
+        for _ in range(RUNS):
+            for side, values in seconds.items():
+                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train_vs_vw", side, folder]
+                values.append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]))
+                print(side, values[-1], file=sys.stderr, flush=True)
+    ratio = statistics.median(seconds["train"]) / statistics.median(seconds["vw"])
+    print("train_vs_vw", ratio)
+    Result(name="train_vs_vw", value=ratio, unit="ratio", better="lower", limit=2.5, detail={"rows": ROWS} | seconds).write()
+
+
+if __name__ == "__main__":
+    child(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 1 else main()
