@@ -23,6 +23,7 @@ _FNV_PRIME = 16777619
 _CONSTANT = 11650396
 _BITS = 18
 _MASK = (1 << _BITS) - 1
+_DECIMALS = 12  # of costs and weights
 _CHUNK = 100_000  # lines formatted at once: bounds the memory of the text
 
 
@@ -79,15 +80,15 @@ def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]
 
 
 def write_lines(file: Path, features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]) -> None:
-    """Write Vowpal Wabbit's text format, `cost weight |c name:value …`, one line a row; numbers are the shortest that are those float32."""
+    """Write Vowpal Wabbit's text format, `cost weight |c name:value …`, one line a row; features are the shortest numbers that are those float32."""
     import pyarrow as pa  # noqa: PLC0415 -- comes with the training side, the only one that learns
     import pyarrow.compute as pc  # noqa: PLC0415
 
     with file.open("wb") as out:
         for start in range(0, len(features), _CHUNK):
             part = slice(start, start + _CHUNK)
-            columns = [costs[part], weights[part], *features[part].T]
-            numbers = [pa.array(np.ascontiguousarray(column, np.float32)).cast(pa.string()) for column in columns]
+            columns = [costs[part].round(_DECIMALS), weights[part].round(_DECIMALS), *np.ascontiguousarray(features[part].T, np.float32)]
+            numbers = [pa.array(column).cast(pa.string()) for column in columns]
             named = [piece for name, number in zip(names, numbers[2:], strict=True) for piece in (f" {name}:", number)]
             lines = pc.binary_join_element_wise(numbers[0], " ", numbers[1], f" |{NAMESPACE}", *named, "\n", "")
             _, offsets, text = lines.buffers()

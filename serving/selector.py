@@ -294,11 +294,9 @@ class QuerySelector:
             return self._nothing(f"decision refused: {error}", degraded=True)
         if decision is None:
             return self._nothing(reason or "no cluster may be queried", degraded=degraded)
-        if existing is None:
-            return decision
-        if not existing.covered_by(decision.cluster_ids):
+        if existing is not None and not existing.covered_by(decision.cluster_ids):
             return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=degraded)
-        return served_as_passed(decision, existing, self._settings.serving.mode)
+        return decision if existing is None else served_as_passed(decision, existing, self._settings.serving.mode)
 
     def _decide(
         self,
