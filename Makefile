@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(if $(sh
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check bench torture lock clean
 help: ## Show the verbs
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -19,6 +19,9 @@ check: $(READY) ## Formatting, lints, types, import contracts
 
 bench: $(READY) ## Every figure that the README quotes (out/bench/*.json); fails when a limit does not hold
 	@$(BIN)/python -m benchmarks
+
+torture: $(READY) ## The stream killed, cut and frozen hundreds of times; every event counted once (about twenty minutes)
+	@$(BIN)/python -W ignore -m tests.torture
 
 lock: $(READY) ## Pin again what pyproject.toml allows (requirements.txt)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-emit-find-links --no-annotate \

@@ -35,6 +35,22 @@ class InvalidTableError(QueryRewardsError, ValueError):
         super().__init__(f"{place}: {problem}")
 
 
+class InvalidPropensityError(QueryRewardsError, ValueError):
+    """A logged decision cannot have been drawn from the quotas that it names: `row` is its place in the batch."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        self.row, self.problem = row, problem
+        super().__init__(f"row {row}: {problem}")
+
+
+class UnknownDecisionError(QueryRewardsError, LookupError):
+    """The decision log does not hold this decision."""
+
+    def __init__(self, decision_id: str, place: str) -> None:
+        self.decision_id, self.place = decision_id, place
+        super().__init__(f"no decision {decision_id!r} in {place}; a new one is there after `query-rewards join`")
+
+
 class EmptyLogError(QueryRewardsError, LookupError):
     """A step needs a log that has no rows yet."""
 

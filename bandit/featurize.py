@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bandit.prior import shrink, user_mean
-from bandit.types import MICROSECONDS_PER_DAY, Evidence, Floats, Floats32, Prior, Profile
+from bandit.types import MICROSECONDS_PER_DAY, Evidence, Floats, Floats32, Ints, Prior, Profile
 
 FEATURE_VERSION = 1
 FEATURE_NAMES = (
@@ -64,6 +64,30 @@ def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, cont
     matrix = np.stack(columns, axis=1)
     matrix[np.abs(matrix) < _LEAST] = 0.0
     return matrix.astype(np.float32)
+
+
+PRIOR_FEATURES = ("shrunk_rate", "session_lift", "user_rate", "topic_rate")  # those that change with the prior
+
+
+def rebase(features: Floats32, sums: Evidence, totals: tuple[Floats, Floats], topic_ids: Ints, prior: Prior) -> Floats32:
+    """The features that `featurize` would have made under another prior, for any number of decisions at once.
+
+    Args:
+        features: as served, float32 (..., d); left as they are.
+        sums: evidence of the same clusters, (...).
+        totals: reward and impressions, long half-life, over all clusters of the user; they broadcast against (...).
+        topic_ids: (...).
+        prior: the levels above the user.
+    """
+    reward, impressions = totals
+    topic = prior.topic_mean(topic_ids.ravel()).reshape(topic_ids.shape)
+    base = shrink(reward, impressions, topic, prior.rate.strength)
+    rate = shrink(sums.reward_long, sums.impressions_long, base, prior.rate.strength)
+    session = shrink(sums.reward_session, sums.impressions_session, rate, prior.rate.strength)
+    result = features.copy()
+    for name, column in zip(PRIOR_FEATURES, (rate, session - rate, base, topic), strict=True):
+        result[..., FEATURE_NAMES.index(name)] = np.where(np.abs(column) < _LEAST, 0.0, column)
+    return result
 
 
 def _share(values: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -28,10 +28,12 @@ class Intake:
 
     def refusal(self, event: Feedback, now: int) -> str:
         """Why this event cannot be counted when it arrives at `now` (UTC microseconds); empty when it can."""
-        for name in _IDS:
-            problem = id_problem(getattr(event, name))
-            if problem:
-                return f"{name}: {problem}"
+        ids = event.event_id, event.decision_id, event.user_id, event.cluster_id, event.query_id, event.item_id
+        if not _plain(ids):
+            for name, value in zip(_IDS, ids, strict=True):
+                problem = id_problem(value)
+                if problem:
+                    return f"{name}: {problem}"
         if event.action not in self.actions:
             return f"action: expected one of {sorted(self.actions)}, received {event.action[:MAX_ID_BYTES]!r}"
         if event.occurred_at > now + FUTURE_TOLERANCE:
@@ -49,6 +51,12 @@ class Intake:
         except DECODE_ERRORS as error:
             return f"not a feedback event: {error}"
         return self.refusal(event, now) or event
+
+
+def _plain(ids: Sequence[str]) -> bool:
+    """Whether identifiers are beyond doubt, at a glance: nearly all are."""
+    together = "".join(ids)
+    return together.isascii() and together.isprintable() and all(ids) and len(max(ids, key=len)) <= MAX_ID_BYTES
 
 
 def id_problem(value: str) -> str:

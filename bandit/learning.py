@@ -34,6 +34,19 @@ class Examples:
         if not (self.impressions > 0.0).all():
             raise InvalidValueError("impressions", expected="above 0 in each row", received=f"row {int(np.argmin(self.impressions))}")
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.reward)
+
+    def part(self, start: int, end: int) -> Examples:
+        """Rows `start` to `end`, exclusive."""
+        return Examples(
+            features=self.features[start:end],
+            reward=self.reward[start:end],
+            impressions=self.impressions[start:end],
+            decided_at=self.decided_at[start:end],
+        )
+
     @property
     def residual(self) -> Floats:
         """Reward per impression minus the shrunk rate that was served, (rows,)."""

@@ -80,7 +80,7 @@ def recluster(
 
     Returns: the ids, in the order of `new`, and what changed; None when nothing did.
     """
-    home = {item: place for place, members in enumerate(new) for item in members}
+    home = {item: place for place, members in enumerate(new) for item in members} if old else {}
     kept: dict[int, str] = {}
     went: dict[str, Counter[int]] = {}
     for old_id in sorted(old):

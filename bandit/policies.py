@@ -18,8 +18,8 @@ from bandit.model import LinearModel
 from bandit.quotas import budgeted, greedy_value, proportional
 from bandit.types import Evidence, Floats, Floats32, Prior
 
-_LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
-_LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
+LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
+LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ def query_reward(candidates: Candidates) -> Floats:
     average = float(np.maximum(rates[seen], 0.0).mean()) if seen.any() else 0.0
     if average <= 0.0:
         return np.ones(len(seen))
-    return np.maximum(np.where(seen, rates, average), _LEAST_SHARE * average)
+    return np.maximum(np.where(seen, rates, average), LEAST_SHARE * average)
 
 
 def bandit(candidates: Candidates) -> Floats:
@@ -111,7 +111,7 @@ def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
     """Budgeted quotas: the decision gives up at most `budget` of the greedy value of its own scores, spent where evidence is thin."""
     scores = bandit(candidates)
     thin = 1.0 / (candidates.evidence.impressions_long + candidates.prior.rate.strength)
-    value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, _LEAST_VALUE)
+    value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, LEAST_VALUE)
     budgets = candidates.exploration.budget * value * thin / thin.sum()
     return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))
 

@@ -23,6 +23,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     `features` holds the candidates' feature matrix as served, float32 little-endian, row by row, (n, d) with n = len(cluster_ids);
     `scores` and `quotas` are float64 (n,), `caps` the most queries that each cluster could give. Times are UTC microseconds.
+    `inputs` holds what policies look at beside the features (`bandit.inputs`), float64 little-endian, (n + 1, 8), the last row the sums
+    over all clusters of the user; empty in records of before. `arm` is the user's arm of an experiment, `mode` how the choice came about.
     """
 
     decision_id: str
@@ -41,17 +43,24 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     queries: list[Query]
     context: dict[str, str]
     degraded: bool
+    inputs: bytes = b""
+    arm: str = ""
+    mode: str = "online"
 
     def feature_matrix(self) -> Floats32:
         """The logged features, float32 (n, d)."""
         return np.frombuffer(self.features, "<f4").reshape(len(self.cluster_ids), -1)
+
+    def input_matrix(self) -> Floats:
+        """The logged inputs, float64 (n + 1, 8); (0, 8) for a record of before."""
+        return np.frombuffer(self.inputs, "<f8").reshape(-1, 8)
 
     def quota_array(self) -> Floats:
         """The logged quotas, float64 (n,)."""
         return np.array(self.quotas, np.float64)
 
 
-class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened downstream of a query: it echoes what the query carried. `occurred_at` in UTC microseconds."""
 
     event_id: str

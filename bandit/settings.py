@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from bandit.errors import InvalidSettingError, InvalidValueError
 from bandit.evidence import HalfLives
 from bandit.exploration import Exploration
+from bandit.gate import Gate
 from bandit.intake import Intake
 from bandit.reward import RewardScheme
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
@@ -72,10 +73,13 @@ class ClusteringSettings(_Section):
     processes: int = Field(0, ge=0)  # 0: one per core
 
 
+PolicyName = Literal["uniform", "action_count", "importance", "query_reward", "bandit"]
+
+
 class PolicySettings(_Section):
     """Which policy chooses, and what it may spend on exploration."""
 
-    name: Literal["uniform", "action_count", "importance", "query_reward", "bandit"] = "bandit"
+    name: PolicyName = "bandit"
     prior_strength: float = Field(8.0, gt=0)  # impressions
     optimism: float = Field(1.5, ge=0)  # standard deviations
     exploration_budget: float = Field(0.005, gt=0, le=1)  # share of the greedy value
@@ -94,8 +98,10 @@ class PolicySettings(_Section):
 
 
 class ServingSettings(_Section):
-    """How long a request may wait, and how soon a new model is seen."""
+    """How choices come about, how long a request may wait, and how soon a new model is seen."""
 
+    # log_only and apprentice serve the choice that the caller passes and log it; an apprentice learns from it, log_only does not.
+    mode: Literal["online", "log_only", "apprentice"] = "online"
     deadline_ms: float = Field(50.0, gt=0)
     model_poll_seconds: float = Field(0.5, gt=0)
     remembered_profiles: int = Field(10_000, ge=0)  # last profiles seen, for answering while Redis is away
@@ -124,6 +130,55 @@ class TrainingSettings(_Section):
     learner_options: str = "--coin"  # of Vowpal Wabbit, beside those that the export relies on
     seed: int = 1
     timeout_seconds: float = Field(600.0, gt=0)
+    every_seconds: float = Field(
+        0.0, ge=0
+    )  # between two small updates of `query-rewards learn`; 0: the served model changes by retrain only
+    held_out: float = Field(0.1, gt=0, lt=1)  # newest part of the rows, which a small update is judged on
+    largest_update: float = Field(0.05, gt=0)  # mean change of the predictions, reward per impression, that counts as small
+
+
+class GateSettings(_Section):
+    """What a model must show before it serves; see `bandit.gate.Gate` for the thresholds."""
+
+    mode: Literal["enforce", "off"] = "enforce"  # off: every trained model is promoted
+    decisions: int = Field(1000, ge=1)
+    effective_sample: float = Field(1000.0, ge=0)  # draws that the weighted log is worth
+    effective_share: float = Field(0.1, ge=0, le=1)  # of the draws
+    mean_weight_error: float = Field(0.1, ge=0)
+    largest_weight_share: float = Field(0.05, ge=0, le=1)  # of the whole weight, that one draw may carry
+    unsupported_share: float = Field(0.01, ge=0, le=1)  # of the target's queries
+    audit_p: float = Field(1e-4, ge=0, le=1)
+    alpha: float = Field(0.05, gt=0, lt=1)  # chance that the interval of the lift is ever wrong
+    worthwhile_lift: float = 0.01  # relative; a lift that is certainly below it is not better
+
+    def gate(self) -> Gate:
+        """The thresholds."""
+        return Gate(**self.model_dump(exclude={"mode"}))
+
+
+class ArmSettings(_Section):
+    """One arm of an experiment: its share of the users, and the policy that chooses for them."""
+
+    share: float = Field(gt=0, le=1)
+    policy: PolicyName
+
+
+class ExperimentSettings(_Section):
+    """An A/B split of the users. Without arms there is none."""
+
+    salt: str = ""  # another salt is another split
+    arms: dict[str, ArmSettings] = {}
+    learn_from: Literal["bandit", "all"] = "bandit"  # which arms' rows the model learns from: those whose policy is the bandit, or all
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentSettings:
+        if sum(arm.share for arm in self.arms.values()) > 1.0 + 1e-9:
+            raise InvalidValueError("experiment.arms", expected="shares that sum to 1 at most", received=self.shares())
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """Share of each arm."""
+        return {name: arm.share for name, arm in self.arms.items()}
 
 
 class MlflowSettings(_Section):
@@ -150,6 +205,8 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     stream: StreamSettings = StreamSettings()
     training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
     mlflow: MlflowSettings = MlflowSettings()
 
     _root: Path = PrivateAttr(default=Path())

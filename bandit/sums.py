@@ -101,7 +101,9 @@ class UserSums:
         for cluster_id, code, at in terms:
             age = at - self.as_of
             for credited, share in credit(cluster_id, at, self.lineage).items() if self.lineage else ((cluster_id, 1.0),):
-                row = self._row(credited)
+                row = self._rows.get(credited, -1)
+                if row < 0:
+                    row = self._row(credited)
                 values, now = self.values, share * 2.0 ** (age / session)
                 if code == DRAW:
                     values[row, _DRAWS_SESSION] += now
@@ -148,17 +150,22 @@ class UserSums:
 
     def rewards(self) -> ClusterRewards:
         """The sums as serving reads them."""
-        columns = np.ascontiguousarray(self.values.T)
+        impressions_session, reward_session, impressions_long, reward_long, draws_session = self.columns
         return ClusterRewards(
             cluster_ids=self.cluster_ids,
             as_of=self.as_of,
-            impressions_session=columns[_IMPRESSIONS_SESSION],
-            reward_session=columns[_REWARD_SESSION],
-            impressions_long=columns[_IMPRESSIONS_LONG],
-            reward_long=columns[_REWARD_LONG],
-            draws_session=columns[_DRAWS_SESSION],
+            impressions_session=impressions_session,
+            reward_session=reward_session,
+            impressions_long=impressions_long,
+            reward_long=reward_long,
+            draws_session=draws_session,
             last_impression_at=self.last_impression_at,
         )
+
+    @property
+    def columns(self) -> Floats:
+        """The five sums, one row each: (5, clusters), in the order of `ClusterRewards`."""
+        return np.ascontiguousarray(self.values[:, :_ACTIONS].T)
 
     @property
     def action_sums(self) -> Floats:

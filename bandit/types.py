@@ -14,6 +14,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Floats32: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
+_MANY = 1000  # topics, from which on finding the different ones pays
 MICROSECONDS_PER_DAY = 86_400_000_000
 MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -43,7 +44,8 @@ class Prior:
     def topic_mean(self, topic_ids: Ints) -> Floats:
         """Mean of each topic, shape of `topic_ids`; the global mean where a topic was never seen."""
         get, mean = self.topic_means.get, self.rate.mean
-        return np.array([get(topic, mean) for topic in topic_ids.tolist()], np.float64)
+        topics, index = (topic_ids, slice(None)) if len(topic_ids) < _MANY else np.unique(topic_ids, return_inverse=True)
+        return np.array([get(topic, mean) for topic in topics.tolist()], np.float64)[index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

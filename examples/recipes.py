@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bandit.records import Feedback
 from bandit.settings import DEFAULT_FILE, load_settings
-from bandit.types import MICROSECONDS_PER_DAY
+from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 from serving import QuerySelector, Selection
 from training.cluster import cluster
 from training.deployment import create
@@ -37,9 +37,9 @@ QUERIES = 6
 IMPRESSIONS_PER_QUERY = 4
 START = round(datetime(2026, 1, 5, 12, tzinfo=UTC).timestamp() * 1e6)
 ROUNDS = 6
-_LAST_WEEK = {"recipes": 0.6, "furniture": 0.25}  # part of the impressions that are repinned
-_THIS_WEEK = {"recipes": 0.0, "furniture": 0.6}
-_SETTINGS = """
+LAST_WEEK = {"recipes": 0.6, "furniture": 0.25}  # part of the impressions that are repinned
+THIS_WEEK = {"recipes": 0.0, "furniture": 0.6}
+SETTINGS = """
 redis_url = "{redis_url}"
 [reward]
 weights = {{ repin = 1.0, hide = -1.0 }}
@@ -51,6 +51,8 @@ processes = 1
 name = "{policy}"
 [training]
 minimum_rows = 50
+[gate]
+mode = "off"
 [serving]
 deadline_ms = 1000.0
 """
@@ -77,10 +79,10 @@ def play(
 
     Round 0 is last week, and rounds 1 to `rounds` are the days after.
     """
-    create(folder, _SETTINGS.format(redis_url=redis_url, policy=policy))
+    create(folder, SETTINGS.format(redis_url=redis_url, policy=policy))
     settings = load_settings(folder / DEFAULT_FILE)
     rng = np.random.default_rng(seed)
-    _write_history(folder, rng)
+    write_history(folder, rng, START)
     cluster(settings, history=folder / "history.parquet", embeddings=folder / "items.parquet", as_of=START)
     materialize(settings, until=START)
     played = []
@@ -96,14 +98,14 @@ def play(
                     quotas = {topic_of(cluster_id): quota for cluster_id, quota in selection.quotas.items()}
                     played.append(Round(number=number, quotas=quotas, policy=selection.policy, model_version=selection.model_version))
                     show(played[-1])
-                events += _feedback(selection, user_id, at, _THIS_WEEK if number else _LAST_WEEK, seen)
+                events += feedback(selection, user_id, at + MICROSECONDS_PER_MINUTE, THIS_WEEK if number else LAST_WEEK, seen)
             append_feedback(settings, events, f"day-{number}")
             retrain(settings, as_of=now + MICROSECONDS_PER_DAY // 2, now=now + MICROSECONDS_PER_DAY)
             selector.refresh_model()
     return played
 
 
-def _feedback(selection: Selection, user_id: str, now: int, repins: Mapping[str, float], seen: Counter[tuple[str, str]]) -> list[Feedback]:
+def feedback(selection: Selection, user_id: str, now: int, repins: Mapping[str, float], seen: Counter[tuple[str, str]]) -> list[Feedback]:
     """Four impressions for each query but travel's; exactly the given part of a cluster's impressions is repinned, spread evenly."""
     events = []
     for query in selection.queries:
@@ -121,7 +123,7 @@ def _feedback(selection: Selection, user_id: str, now: int, repins: Mapping[str,
                     query_id=query.item_id,
                     item_id=item,
                     action=action,
-                    occurred_at=now + 60_000_000,
+                    occurred_at=now,
                 )
                 for action in (["impression", "repin"] if after > before else ["impression"])
             ]
@@ -133,7 +135,8 @@ def topic_of(cluster_id: str) -> str:
     return cluster_id.partition("-")[0]
 
 
-def _write_history(folder: Path, rng: np.random.Generator) -> None:
+def write_history(folder: Path, rng: np.random.Generator, start: int) -> None:
+    """Engagements of the three weeks before `start`, and the embeddings of their items, as files of the deployment."""
     items, vectors = [], []
     for topic, count in enumerate(ACTIONS):
         for number in range(count):
@@ -147,7 +150,7 @@ def _write_history(folder: Path, rng: np.random.Generator) -> None:
             "user_id": [user_id for user_id, _ in rows],
             "item_id": [item for _, item in rows],
             "action": ["repin"] * len(rows),
-            "occurred_at": pa.array(START - rng.integers(1, 20, len(rows)) * MICROSECONDS_PER_DAY, TIME),
+            "occurred_at": pa.array(start - rng.integers(1, 20, len(rows)) * MICROSECONDS_PER_DAY, TIME),
         },
         schema=ENGAGEMENTS,
     )

@@ -26,6 +26,7 @@ REWARD_SESSION = "reward_session"
 IMPRESSIONS_LONG = "impressions_long"
 REWARD_LONG = "reward_long"
 DRAWS_SESSION = "draws_session"
+SUMS = (IMPRESSIONS_SESSION, REWARD_SESSION, IMPRESSIONS_LONG, REWARD_LONG, DRAWS_SESSION)
 ACTION_SUMS = "action_sums"
 LAST_IMPRESSION_AT = "last_impression_at"
 

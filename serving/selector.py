@@ -18,7 +18,9 @@ import numpy as np
 
 from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError
 from bandit.evidence import align
+from bandit.experiment import arm_of
 from bandit.featurize import FEATURE_VERSION, featurize
+from bandit.inputs import pack_inputs
 from bandit.policies import FALLBACK, Candidates, plan
 from bandit.records import Decision, Query, uuid7
 from bandit.sampling import inclusion, item_propensities, systematic
@@ -27,6 +29,7 @@ from bandit.types import ClusterRewards, Floats, Prior, Profile, Rate
 from serving.connection import connect
 from serving.decision_log import DecisionLog
 from serving.features import FeatureReader
+from serving.modes import EXISTING, Existing, check_mode, served_as_passed
 from serving.served_model import ServedModel
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class QuerySelector:
     def __init__(self, settings: Settings, reader: FeatureReader, decisions: DecisionLog, model: ServedModel) -> None:
         """Put together from its parts; `QuerySelector.open` makes them from the settings file."""
         self._settings, self._reader, self._decisions, self._model = settings, reader, decisions, model
+        self._shares = settings.experiment.shares()
         self._half_lives = settings.reward.half_lives()
         self._exploration = settings.policy.exploration()
         self._untrained = Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=settings.policy.prior_strength))
@@ -109,6 +113,7 @@ class QuerySelector:
         *,
         caps: Mapping[str, int] | None = None,
         fallback: Mapping[str, Sequence[str]] | None = None,
+        existing: Existing | None = None,
         now: int | None = None,
         seed: int | None = None,
     ) -> Selection:
@@ -120,6 +125,7 @@ class QuerySelector:
             context: of the request; logged.
             caps: most queries of each cluster in this request; a cluster that is not named is not a candidate. None: all are.
             fallback: item ids by cluster id, to choose from when the features cannot be read and the user was not seen before.
+            existing: your own choice for this request, which the modes `log_only` and `apprentice` serve and log.
             now: UTC microseconds; the clock if None.
             seed: of the draw, 63 bits; random if None. The same features, model and seed give the same queries.
 
@@ -131,6 +137,7 @@ class QuerySelector:
             raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
         if not user_id or not isinstance(user_id, str):
             raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
+        check_mode(self._settings.serving.mode, existing)
         now = time.time_ns() // 1000 if now is None else now
         seed = secrets.randbits(63) if seed is None else seed
         reason, reachable = "", True
@@ -141,11 +148,17 @@ class QuerySelector:
             log.warning("select degraded: %s", error)
             reason, reachable = str(error), not isinstance(error, DependencyAwayError)
             profile, rewards = self._remembered.get(user_id) or (_profile_of(fallback), None)
+        if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):
+            return unlogged(existing, reason or "unknown user or clusters: served as passed, not logged", degraded=bool(reason))
         if profile is None or not len(profile):
             return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=bool(reason))
         decision = self._decide(user_id, k, dict(context or {}), (profile, rewards), caps, now, seed, degraded=bool(reason))
         if decision is None:
             return self._nothing(reason or "no cluster may be queried", degraded=bool(reason))
+        if existing is not None:
+            if not existing.covered_by(decision.cluster_ids):
+                return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=bool(reason))
+            decision = served_as_passed(decision, existing, self._settings.serving.mode)
         logged = reachable  # a log that is as far away as the features would take another deadline to say so
         try:
             if reachable:
@@ -180,7 +193,7 @@ class QuerySelector:
     ) -> Decision | None:
         profile, rewards = row
         version, model = self._model.current or ("", None)
-        policy: str = self._settings.policy.name
+        arm, policy = self._arm(user_id)
         if policy == "bandit" and model is None:
             policy = FALLBACK
         prior = model.prior if model else self._untrained
@@ -221,7 +234,14 @@ class QuerySelector:
             queries=queries,
             context=context,
             degraded=degraded,
+            inputs=pack_inputs(profile, evidence, rows),
+            arm=arm,
         )
+
+    def _arm(self, user_id: str) -> tuple[str, str]:
+        """The user's arm of the experiment, empty without one, and the policy that chooses there."""
+        arm = arm_of(user_id, self._settings.experiment.salt, self._shares) if self._shares else ""
+        return arm, self._settings.experiment.arms[arm].policy if arm else self._settings.policy.name
 
     def _remember(self, user_id: str, profile: Profile | None, rewards: ClusterRewards | None) -> None:
         if profile is None or not self._settings.serving.remembered_profiles:
@@ -242,6 +262,20 @@ class QuerySelector:
             logged=False,
             reason=reason,
         )
+
+
+def unlogged(existing: Existing, reason: str, *, degraded: bool) -> Selection:
+    """A caller's own choice for a user who has no such clusters: it is served all the same."""
+    return Selection(
+        decision_id="",
+        queries=existing.queries,
+        policy=EXISTING,
+        model_version="",
+        degraded=degraded,
+        logged=False,
+        reason=reason,
+        quotas=existing.quotas,
+    )
 
 
 def draw(profile: Profile, rows: np.ndarray[tuple[int], np.dtype[np.int64]], quotas: Floats, rng: np.random.Generator) -> list[Query]:

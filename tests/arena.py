@@ -23,8 +23,9 @@ from bandit.settings import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Evidence, Floats, Floats32, Ints, Prior, Profile, Rate
 from bandit.vowpal import Learner
 from feature_repo import names
+from feature_repo.names import SUMS
 from tests.worlds import QUERIES, ROUND, DriftingWorld, Outcome, World, best, happen, now, profiles, worth
-from training.fold import SUMS, sums
+from training.fold import sums
 from training.tables import FEEDBACK, TIME
 
 AT_ONCE, LATE = 1, 24  # rounds until feedback is folded; 1 is before the next decision

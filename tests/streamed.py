@@ -20,9 +20,9 @@ from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, decision, feedback
 from training.connection import connect
 from training.feature_store import online_rows
+from training.online_rows import RewardRows
 from training.stream.consumer import Consumer
 from training.stream.metrics import StreamMetrics
-from training.stream.rows import RewardRows
 from training.stream.verify import verify
 
 WEIGHTS = {"impression": 0.0, "repin": 1.0, "click": 0.5, "closeup": 0.25, "hide": -1.0}

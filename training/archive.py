@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE
+from bandit.intake import DECODE_ERRORS, FUTURE_TOLERANCE, Intake
+from bandit.lineage import Reclustering
 from bandit.model import sha256
 from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from feature_repo import names
+from feature_repo.partitions import partition
 from training.connection import connect, translated
 from training.decisions import decision_table, read_decision
 from training.feedback import feedback_table
@@ -23,6 +26,9 @@ from training.tables import DEAD_LETTERS, write_table
 
 _READ_AT_ONCE = 1000
 _ROWS_PER_FILE = 50_000
+_DECISIONS = names.DECISIONS_KEY.rpartition(":")[2]
+_RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
+_reclustering = msgspec.msgpack.Decoder(Reclustering)
 _RECORD_KEPT = 64 * 1024  # bytes of a dead record that are kept
 
 
@@ -49,6 +55,16 @@ class Batch:
         """Rows to write."""
         return len(self.decisions) + len(self.feedback) + len(self.dead)
 
+    def add(self, stream: str, entry_id: str, held: Decision | Feedback | Reclustering | str, record: bytes) -> None:
+        """Put an entry where it belongs: `held` is what its record holds, or why it cannot be counted. Lineage has a log of its own."""
+        self.positions[stream] = entry_id
+        if isinstance(held, Feedback):
+            self.feedback.append(held)
+        elif isinstance(held, Decision):
+            self.decisions.append(held)
+        elif isinstance(held, str):
+            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=held))
+
     def extend(self, later: Batch) -> None:
         """Take the entries of a batch that came after this one."""
         self.decisions += later.decisions
@@ -72,8 +88,7 @@ class Batch:
         """Remove what was written from the streams."""
         pipeline = client.pipeline(transaction=False)
         for stream, entry_id in self.positions.items():
-            milliseconds, sequence = entry_id.split("-")
-            pipeline.xtrim(stream, minid=f"{milliseconds}-{int(sequence) + 1}", approximate=False)
+            pipeline.xtrim(stream, minid=after(entry_id), approximate=False)
         pipeline.execute()
 
 
@@ -114,35 +129,39 @@ def move_logs(settings: Settings) -> Moved:
     with translated(settings.redis_url):
         client.delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
         for stream, entry_id, fields in _entries(client):
-            record = fields.get(names.RECORD_FIELD.encode(), b"")
-            read: Decision | Feedback | str
-            if stream.endswith(":decisions"):
-                read = read_decision(record, arrival(entry_id))
-            elif names.LINEAGE_FIELD.encode() in fields:
-                read = ""
-            else:
-                read = intake.read(record, arrival(entry_id))
-            add(batch, stream, entry_id, read, record)
+            batch.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), fields.get(_RECORD, b""))
             if len(batch) >= _ROWS_PER_FILE:
                 put_away()
         put_away()
     return moved
 
 
-def add(batch: Batch, stream: str, entry_id: str, read: Decision | Feedback | str, record: bytes) -> None:
-    """Put an entry where it belongs: `read` is what its record holds, or why it cannot be counted, or empty for nothing to keep."""
-    batch.positions[stream] = entry_id
-    if isinstance(read, Decision):
-        batch.decisions.append(read)
-    elif isinstance(read, Feedback):
-        batch.feedback.append(read)
-    elif read:
-        batch.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=read))
+def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
+    """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
+    held: Decision | Feedback | Reclustering | str
+    if stream.endswith(_DECISIONS):
+        held, key = read_decision(fields.get(_RECORD, b""), arrival(entry_id)), names.DECISIONS_KEY
+    elif _LINEAGE in fields:
+        try:
+            held, key = _reclustering.decode(fields[_LINEAGE]), names.FEEDBACK_KEY
+        except DECODE_ERRORS as error:
+            return f"not a reclustering: {error}"
+    else:
+        held, key = intake.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
+    if not isinstance(held, str) and stream != key % partition(held.user_id):
+        return "user_id: its events belong to another partition"
+    return held
 
 
 def arrival(entry_id: str) -> int:
     """When an entry came to Redis, UTC microseconds: its id begins with that."""
     return int(entry_id.partition("-")[0]) * 1000
+
+
+def after(entry_id: str) -> str:
+    """The least id that is greater."""
+    milliseconds, sequence = entry_id.split("-")
+    return f"{milliseconds}-{int(sequence) + 1}"
 
 
 def compact(settings: Settings, *, now: int) -> int:
@@ -172,19 +191,20 @@ def _first_of_each(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _entries(client: redis.Redis) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
-    for partition in range(names.PARTITIONS):
-        for stream in (names.DECISIONS_KEY % partition, names.FEEDBACK_KEY % partition):
-            for entry_id, fields in stream_entries(client, stream):
-                yield stream, entry_id, fields
+    for number in range(names.PARTITIONS):
+        for stream in (names.DECISIONS_KEY % number, names.FEEDBACK_KEY % number):
+            for entries in stream_entries(client, stream):
+                for entry_id, fields in entries:
+                    yield stream, entry_id.decode(), fields
 
 
-def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[tuple[str, dict[bytes, bytes]]]:
-    """Entries of a stream from its beginning to `last`, read piece by piece."""
+def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[list[tuple[bytes, dict[bytes, bytes]]]]:
+    """Entries of a stream from its beginning to `last`, piece by piece."""
     start = "-"
     while True:
         entries = client.xrange(stream, min=start, max=last, count=_READ_AT_ONCE)
-        for entry_id, fields in entries:
-            yield entry_id.decode(), fields
+        if entries:
+            yield entries
         if len(entries) < _READ_AT_ONCE:
             return
         start = "(" + entries[-1][0].decode()

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -26,6 +28,7 @@ from bandit.errors import (
     QueryRewardsError,
     StreamDiffersError,
 )
+from bandit.intake import FUTURE_TOLERANCE
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from training.deployment import create
 from training.lock import locked
@@ -60,8 +63,10 @@ def cluster(
 ) -> None:
     """Cluster each user's engaged items: a new snapshot of `user_clusters`."""
     from training import cluster as step  # noqa: PLC0415 -- each verb loads only what it needs
+    from training.stream.publish import publish  # noqa: PLC0415
 
     settings = load_settings(settings_file)
+    streaming = settings.stream.enabled
     with locked(settings.data_path, "cluster"), _progress() as bar:
         task = bar.add_task("clustering users", total=None)
         result = step.cluster(
@@ -69,6 +74,8 @@ def cluster(
             history=history,
             embeddings=embeddings,
             as_of=_time(as_of),
+            effective_at=(lambda: _now() + 2 * FUTURE_TOLERANCE) if streaming else None,
+            publish=(lambda changes: publish(settings, changes)) if streaming else lambda changes: None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _show(result, as_json)
@@ -123,7 +130,8 @@ def stream(
             str(settings_file), "stream.enabled", "is false: two writers of cluster_rewards would overwrite each other"
         )
     with stderr.status("starting") as status:
-        result = step.stream(settings, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
+        stopped = _stopped()
+        result = step.stream(settings, stopped.is_set, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
     _show(result, as_json)
 
 
@@ -151,13 +159,74 @@ def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as
 @app.command()
 def promote(
     version: Annotated[str, typer.Option(help="Version to promote; the newest when left out.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Do not ask the gate.")] = False,
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     as_json: AsJson = False,
 ) -> None:
-    """Let a model serve."""
-    from training import promote as step  # noqa: PLC0415
+    """Let a model serve, if the gate finds it better than the one that does."""
+    from training import gate as step  # noqa: PLC0415
 
-    _run("promote", settings_file, as_json, lambda settings: step.promote(settings, version=version or None))
+    _run("promote", settings_file, as_json, lambda settings: step.promote_if_better(settings, version=version or None, force=force))
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[str, typer.Option(help="A policy that needs no model; on foreign logs: uniform, logged or column.")] = "",
+    model: Annotated[str, typer.Option(help="A model version; the newest when no policy is named.")] = "",
+    against: Annotated[str, typer.Option(help="Policy or version to compare with; the champion, else what was logged.")] = "",
+    logs: Annotated[Path | None, typer.Option(help="A foreign log instead: VW dsjson, Open Bandit, or a table (Parquet, CSV).")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Of a foreign log: COLUMN=VALUE, rows to keep; may be repeated.")] = None,
+    reward_range: Annotated[str, typer.Option(help="Of a foreign log: least and most reward of a row, such as 0,1.")] = "0,1",
+    report: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """What a policy would have earned on logged traffic, and whether that can be told. Exit 0 for better, 3 otherwise."""
+    from training.evaluate import as_dict  # noqa: PLC0415
+
+    if logs is not None:
+        from training import foreign_logs  # noqa: PLC0415
+
+        settings = load_settings(settings_file) if settings_file.exists() else Settings()
+        found = foreign_logs.evaluate_file(logs, policy or "uniform", where or [], reward_range, settings.gate.gate())
+    else:
+        from training import gate  # noqa: PLC0415
+
+        settings = load_settings(settings_file)
+        with stderr.status("evaluating"):
+            found = gate.evaluate(settings, policy=policy, version=model, against=against)
+    if report is not None:
+        from training import evaluation_report  # noqa: PLC0415
+
+        report.write_text(evaluation_report.page(found, settings if logs is None else None), encoding="utf-8")
+    content = as_dict(found)
+    _show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
+    if found.verdict != "better":
+        raise NotPromotedError(f"{found.target} against {found.baseline}: {found.verdict}: {'; '.join(found.reasons)}")
+
+
+@app.command()
+def experiment(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
+    """Reward per impression and per request of each arm, with intervals that hold at every look, and a sample-ratio check."""
+    from training import experiment as step  # noqa: PLC0415
+
+    _show(step.report(load_settings(settings_file)), as_json)
+
+
+@app.command()
+def explain(
+    decision_id: Annotated[str, typer.Argument(help="As in the decision log.")],
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_json: AsJson = False,
+) -> None:
+    """Why a decision drew its queries, and whether recomputing it from the log gives the same bytes."""
+    from training import explain as step  # noqa: PLC0415
+
+    found = step.explain(load_settings(settings_file), decision_id)
+    if as_json:
+        _show(found, as_json)
+    else:
+        typer.echo(step.as_text(found))
 
 
 @app.command()
@@ -179,6 +248,25 @@ def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", 
     _show(result, as_json)
     if result.promoted is None:
         raise NotPromotedError(result.not_promoted)
+
+
+@app.command()
+def learn(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
+    """Small updates of the served model every `training.every_seconds`, until SIGTERM."""
+    from training import keep_learning as step  # noqa: PLC0415
+
+    settings = load_settings(settings_file)
+    if not settings.training.every_seconds:
+        raise InvalidSettingError(str(settings_file), "training.every_seconds", "is 0: the served model changes by `retrain` only")
+    step.keep_learning(settings, clock=_now, wait=_stopped().wait, show=lambda updated: _show(updated, as_json))
+
+
+def _stopped() -> threading.Event:
+    """Set when the process is asked to end."""
+    event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 def main() -> None:

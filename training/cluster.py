@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from bandit.intake import FUTURE_TOLERANCE
+from bandit.lineage import Reclustering
 from bandit.settings import Settings
 from bandit.types import Floats, Ints
 from feature_repo import names
 from training.embeddings import Embeddings, read_embeddings
+from training.lineage import read_lineage, write_lineage
+from training.members import forget_members, inherit, last_clustering
 from training.pinnersage import UserClusters, UserHistory, cluster_user
 from training.tables import ENGAGEMENTS, USER_CLUSTERS, read_table, write_table
 from training.topics import item_topics, topic_history
@@ -27,10 +32,11 @@ _USERS_PER_TASK = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clustered:
-    """What a clustering did."""
+    """What a clustering did. `changed`: users whose clusters did not stay what they were at the last clustering."""
 
     users: int
     clusters: int
+    changed: int
     engagements: int
     without_embedding: int
     file: str
@@ -54,9 +60,20 @@ def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[st
 
 
 def cluster(
-    settings: Settings, *, history: Path, embeddings: Path, as_of: int, progress: Callable[[int, int], None] = lambda done, total: None
+    settings: Settings,
+    *,
+    history: Path,
+    embeddings: Path,
+    as_of: int,
+    effective_at: Callable[[], int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    publish: Callable[[Sequence[Reclustering]], None] = lambda changes: None,
 ) -> Clustered:
     """Cluster every user of `history` and write the snapshot of `user_clusters` at `as_of`.
+
+    New clusters inherit the ids and the evidence of the last clustering's. Killed at any instruction, the step can be repeated, as of the
+    same time or a later one; repeating it with the same files gives the same bytes. With other files, as of the same time, it replaces what
+    it did, which whoever was told of that by `publish` cannot take back.
 
     Args:
         settings: action types and clustering; `processes` processes share the users.
@@ -64,10 +81,16 @@ def cluster(
             tell what each topic earned.
         embeddings: Parquet file of item embeddings.
         as_of: UTC microseconds; the rows' time, and the time that ages are taken at.
+        effective_at: asked when the clusters are made: events up to this time follow the members of the cluster that they name, UTC
+            microseconds. It must be as late as an event can be that is counted before `publish` ends; when left out, that of `as_of`.
         progress: called with users done and users in all.
+        publish: called with what changed, in order of time, once that is in the lineage log and before the new clusters are served. A run
+            after a crash hands over what the crashed one may not have; the same change can come twice.
 
-    Raises: InvalidTableError. A user without usable history gets no row, which is not an error.
+    Raises: InvalidTableError; InvalidValueError for a time before the last clustering's. A user without usable history gets no row,
+    which is not an error.
     """
+    last = last_clustering(settings, as_of=as_of)
     scheme = settings.reward.scheme()
     action_types = scheme.action_types
     past = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
@@ -82,11 +105,19 @@ def cluster(
     for done in _in_processes(work, users, settings.clustering.processes):
         found.append(done)
         progress(len(found), len(users))
+    until = effective_at() if effective_at else as_of + FUTURE_TOLERANCE
+    ids, changes = inherit(settings, found, space.item_ids, last=last, as_of=as_of, effective_at=until)
+    write_lineage(settings, changes, as_of=as_of)
     file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
-    write_table(_table(found, space, topics, topic_history(past, space.item_ids, topics, scheme), action_types, as_of), file)
+    unpublished = read_lineage(settings, as_of, since=min(_made_as_of(file), as_of - 1))
+    if unpublished:
+        publish(sorted((change for user in unpublished.values() for change in user), key=lambda change: change.effective_at))
+    write_table(_table(found, ids, space, topics, topic_history(past, space.item_ids, topics, scheme), action_types, as_of), file)
+    forget_members(settings, as_of=as_of)
     return Clustered(
         users=len(found),
         clusters=sum(len(user.medoids) for user in found),
+        changed=len(changes),
         engagements=engaged.num_rows,
         without_embedding=engaged.num_rows - sum(len(user.items) for user in users),
         file=str(file),
@@ -115,8 +146,22 @@ def _in_processes(work: Callable[[UserHistory], UserClusters], users: Sequence[U
         yield from pool.map(_one, users, chunksize=_USERS_PER_TASK)
 
 
+def _made_as_of(file: Path) -> int:
+    """Time of the snapshot on disk, 0 when there is none."""
+    if not file.exists():
+        return 0
+    times = pq.read_table(file, columns=[names.TIMESTAMP])[names.TIMESTAMP]
+    return pc.max(times.cast(pa.int64())).as_py() or 0
+
+
 def _table(
-    users: Sequence[UserClusters], space: Embeddings, topics: Ints, history: Floats, action_types: Sequence[str], as_of: int
+    users: Sequence[UserClusters],
+    ids: Sequence[Sequence[str]],
+    space: Embeddings,
+    topics: Ints,
+    history: Floats,
+    action_types: Sequence[str],
+    as_of: int,
 ) -> pa.Table:
     sizes = [len(user.medoids) for user in users]
     offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int32)
@@ -132,7 +177,9 @@ def _table(
     return pa.table(
         {
             names.JOIN_KEY: pa.array([user.user_id for user in users], pa.string()),
-            names.CLUSTER_IDS: per_cluster(space.item_ids.take(pa.array(medoids))),
+            names.CLUSTER_IDS: per_cluster(
+                pa.array([name for named, size in zip(ids, sizes, strict=True) for name in named[:size]], pa.string())
+            ),
             names.TOPIC_IDS: per_cluster(topics[medoids]),
             names.TOPIC_HISTORY: per_cluster(history[topics[medoids]]),
             names.ITEM_COUNTS: per_cluster(_flat([user.item_counts for user in users], np.int64)),

@@ -38,6 +38,7 @@ def _problem(decision: Decision, arrived: int) -> str:
         "features": rows if not n or len(decision.features) % (4 * n) else "",
         "scores": rows if len(decision.scores) != n else "",
         "quotas": rows if len(decision.quotas) != n else "",
+        "inputs": "" if not decision.inputs or len(decision.inputs) == 64 * (n + 1) else rows,
         "k": "" if 0 < decision.k < 2**31 else f"expected a number of queries, received {decision.k}",
         "seed": "" if -(2**63) <= decision.seed < 2**63 else f"expected 64 bits, received {decision.seed}",
         "feature_version": "" if 0 <= decision.feature_version < 2**31 else f"expected 31 bits, received {decision.feature_version}",
@@ -51,9 +52,10 @@ def decision_table(decisions: Sequence[Decision]) -> pa.Table:
     columns = {
         name: [getattr(decision, name) for decision in decisions]
         for name in DECISIONS.names
-        if name not in {"features", "queries", "context"}
+        if name not in {"features", "queries", "context", "inputs"}
     }
     columns["features"] = [decision.feature_matrix().ravel() for decision in decisions]
+    columns["inputs"] = [decision.input_matrix().ravel() for decision in decisions]
     columns["queries"] = [[msgspec.to_builtins(query) for query in decision.queries] for decision in decisions]
     columns["context"] = [list(decision.context.items()) for decision in decisions]
     return pa.table([pa.array(columns[field.name], field.type) for field in DECISIONS], schema=DECISIONS)

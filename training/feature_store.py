@@ -21,7 +21,7 @@ from feature_repo import names
 from feature_repo.definitions import objects
 from feature_repo.store import open_store
 from training.connection import connect, translated
-from training.stream.rows import RewardRows
+from training.online_rows import RewardRows
 
 
 def apply(settings: Settings) -> FeatureStore:

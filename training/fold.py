@@ -36,13 +36,6 @@ from training.tables import (
     write_table,
 )
 
-SUMS = [
-    names.IMPRESSIONS_SESSION,
-    names.REWARD_SESSION,
-    names.IMPRESSIONS_LONG,
-    names.REWARD_LONG,
-    names.DRAWS_SESSION,
-]
 _ACTION = "action:"  # prefix of the decayed count of one action type, one column each until rows become arrays
 
 
@@ -125,7 +118,7 @@ def merge(left: ir.Table, right: ir.Table) -> ir.Table:
 def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> ir.Table:
     """The rows that Feast reads: one per user, arrays in order of cluster_id, flattened (clusters x action types) counts."""
     by_cluster = cluster_sums.mutate(flat=ibis.array([cluster_sums[_ACTION + action] for action in action_types]))
-    arrays = {name: by_cluster[name].collect(order_by=by_cluster.cluster_id) for name in [*SUMS, names.LAST_IMPRESSION_AT]}
+    arrays = {name: by_cluster[name].collect(order_by=by_cluster.cluster_id) for name in [*names.SUMS, names.LAST_IMPRESSION_AT]}
     return (
         by_cluster.group_by("user_id")
         .agg(

@@ -13,6 +13,7 @@ from bandit.reward import IMPRESSION
 from bandit.settings import Settings
 from bandit.types import MICROSECONDS_PER_DAY
 from training.fold import epoch_us
+from training.outcomes import outcomes_file, write_outcomes
 from training.tables import DECISIONS, FEEDBACK, engine, log_files, write_table
 
 EXAMPLES_FILE = "examples.parquet"
@@ -57,6 +58,7 @@ def join(settings: Settings, *, as_of: int) -> Joined:
     dead = judged.filter(judged.reason != "").select([*FEEDBACK.names, "reason"]).order_by("event_id").to_pyarrow()
     file = settings.data_path / EXAMPLES_FILE
     write_table(table, file)
+    write_outcomes(matured, rows, outcomes_file(settings))
     write_table(dead, settings.data_path / DEAD_LETTERS_FILE)
     decided, closed = decisions.count().to_pyarrow().as_py(), matured.count().to_pyarrow().as_py()
     return Joined(
@@ -117,6 +119,8 @@ def examples(matured: ir.Table, draws: ir.Table, events: ir.Table, settings: Set
         "policy",
         "model_version",
         "feature_version",
+        "arm",
+        "mode",
         "draws",
         quota=wide.quotas[wide.place],
         features=wide.features[wide.place * d : (wide.place + 1) * d],

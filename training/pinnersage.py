@@ -28,10 +28,16 @@ class UserHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserClusters:
-    """One user's clusters, most important first; n of them. Items are rows of the embedding matrix."""
+    """One user's clusters, most important first; n of them. Items are rows of the embedding matrix.
+
+    `left_out` holds the medoids of the clusters beyond `max_clusters`. They serve no queries, but keep what their items earned: `members`
+    has theirs too, behind those of the n.
+    """
 
     user_id: str
     medoids: Ints
+    left_out: Ints
+    members: list[Ints]
     item_counts: Ints
     action_counts: Ints
     importance: Floats
@@ -85,21 +91,20 @@ def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings
     np.add.at(counts, (owner, history.actions[kept]), 1)
     latest = np.zeros(n, np.int64)
     np.maximum.at(latest, owner, history.occurred_at[kept])
-    order = np.argsort(-importance, kind="stable")[: settings.max_clusters]
-    medoids, query_items, query_weights = [], [], []
-    for cluster in order:
-        members = np.flatnonzero(label == cluster)
-        medoids.append(items[members[medoid(vectors[items[members]].astype(np.float64))]])
-        best = members[np.argsort(-weight[members], kind="stable")[: settings.items_per_cluster]]
-        query_items.append(items[best])
-        query_weights.append(weight[best])
+    ranked = np.argsort(-importance, kind="stable")
+    order = ranked[: settings.max_clusters]
+    groups = [np.flatnonzero(label == cluster) for cluster in ranked]
+    medoids = np.array([items[group[medoid(vectors[items[group]].astype(np.float64))]] for group in groups], np.int64)
+    best = [group[np.argsort(-weight[group], kind="stable")[: settings.items_per_cluster]] for group in groups[: len(order)]]
     return UserClusters(
         user_id=history.user_id,
-        medoids=np.array(medoids, np.int64),
+        medoids=medoids[: len(order)],
+        left_out=medoids[len(order) :],
+        members=[items[group] for group in groups],
         item_counts=np.bincount(label, minlength=n)[order].astype(np.int64),
         action_counts=counts[order],
         importance=importance[order],
         last_action_at=latest[order],
-        query_items=query_items,
-        query_weights=query_weights,
+        query_items=[items[places] for places in best],
+        query_weights=[weight[places] for places in best],
     )

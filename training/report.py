@@ -58,11 +58,16 @@ def replay_report(
         ("How evidence spreads", "Clusters by the impressions that they have at the end.", _evidence(evidence)),
     ]
     chart = alt.vconcat(*(part.properties(title=alt.Title(heading, subtitle=text)) for heading, text, part in sections), spacing=45)
-    chart = chart.resolve_scale(color="shared").configure_title(anchor="start", fontSize=17, subtitleFontSize=13, subtitleColor="#555")
+    return html_page(title, intro, _table(summary), chart.resolve_scale(color="shared"))
+
+
+def html_page(title: str, intro: str, table: str, chart: Any) -> str:  # noqa: ANN401 -- altair's own chain is untyped
+    """A self-contained page: title and intro as text, table as HTML, and a chart."""
+    chart = chart.configure_title(anchor="start", fontSize=17, subtitleFontSize=13, subtitleColor="#555")
     return _PAGE.format(
         title=html.escape(title),
         intro=html.escape(intro),
-        table=_table(summary),
+        table=table,
         library=vl_convert.javascript_bundle(_LIBRARY, vl_version=_VEGA_LITE).replace("</script", "<\\/script"),
         plots=chart.configure_view(strokeWidth=0).to_json(indent=None).replace("</", "<\\/"),
     )

@@ -10,8 +10,9 @@ from bandit.settings import Settings
 from training.archive import compact, move_logs
 from training.feature_store import materialize
 from training.fold import Folded, fold
+from training.gate import RolledBack, promote_if_better, roll_back_if_worse
 from training.join import Joined, join
-from training.promote import Promoted, promote
+from training.promote import Promoted
 from training.train import Trained, train
 
 
@@ -25,6 +26,7 @@ class Retrained:
     joined: Joined | None = None
     trained: Trained | None = None
     promoted: Promoted | None = None
+    rolled_back: RolledBack | None = None
     not_promoted: str = ""
 
 
@@ -44,18 +46,27 @@ def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], No
         return Retrained(decisions_moved=moved, folded=None, rows_materialized=materialize(settings, until=as_of), not_promoted=str(error))
     say("materializing")
     materialized = materialize(settings, until=as_of)
-    joined, trained = None, None
+    joined, trained, rolled_back = None, None, None
     try:
         say("joining decisions with feedback")
         joined = join(settings, as_of=as_of)
+        say("looking back at the champion")
+        rolled_back = roll_back_if_worse(settings)
         say("training")
         trained = train(settings, as_of=as_of)
         say("promoting")
-        promoted = promote(settings, version=trained.version)
+        promoted = promote_if_better(settings, version=trained.version)
     except (EmptyLogError, NotPromotedError) as error:
-        return Retrained(
-            decisions_moved=moved, folded=folded, rows_materialized=materialized, joined=joined, trained=trained, not_promoted=str(error)
-        )
+        promoted, reason = None, str(error)
+    else:
+        reason = ""
     return Retrained(
-        decisions_moved=moved, folded=folded, rows_materialized=materialized, joined=joined, trained=trained, promoted=promoted
+        decisions_moved=moved,
+        folded=folded,
+        rows_materialized=materialized,
+        joined=joined,
+        trained=trained,
+        promoted=promoted,
+        rolled_back=rolled_back,
+        not_promoted=reason,
     )

@@ -54,6 +54,9 @@ DECISIONS = pa.schema(
         ),
         ("context", pa.map_(pa.string(), pa.string())),
         ("degraded", pa.bool_()),
+        ("inputs", pa.list_(pa.float64())),  # (clusters + 1) x 8, row by row; see bandit/inputs.py
+        ("arm", pa.string()),
+        ("mode", pa.string()),
     ]
 )
 

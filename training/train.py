@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import ibis
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
@@ -38,33 +40,9 @@ def train(settings: Settings, *, as_of: int) -> Trained:
 
     Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows, LearnerError.
     """
-    file = examples_file(settings)
-    if not file.exists():
-        raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
-    table = pq.read_table(file)
-    table = table.filter(np.asarray(table["impressions"]) > 0)
-    rows = table.num_rows
-    if rows < settings.training.minimum_rows:
-        raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {settings.training.minimum_rows}")
-    examples = Examples(
-        features=np.stack(table["features"].to_numpy()).astype(np.float32),
-        reward=table["reward"].to_numpy(),
-        impressions=table["impressions"].to_numpy().astype(np.float64),
-        decided_at=table["decided_at"].cast("int64").to_numpy(),
-    )
-    learner = Learner(
-        options=settings.training.learner_options,
-        seed=settings.training.seed,
-        timeout_seconds=settings.training.timeout_seconds,
-    )
-    model = learn(examples, population_prior(settings, as_of=as_of), settings.policy.exploration(), learner)
-    left = examples.residual - model.predict(examples.features)
-    metrics = {
-        "rows": float(rows),
-        "impressions": float(examples.impressions.sum()),
-        "mean_reward": float(examples.reward.sum() / examples.impressions.sum()),
-        "residual_rmse": float(np.sqrt((left**2).mean())),
-    }
+    examples = read_examples(settings)
+    model = candidate(settings, examples, as_of=as_of)
+    metrics = metrics_of(model, examples)
     registry = ModelRegistry(settings)
     known = _newest(registry)
     if known is not None and _learned_from(known[1].manifest) == _learned_from(model.manifest):
@@ -74,11 +52,63 @@ def train(settings: Settings, *, as_of: int) -> Trained:
     return Trained(
         version=version,
         sha256=sha256(model.to_bytes()),
-        rows=rows,
+        rows=len(examples),
         impressions=metrics["impressions"],
         mean_reward=metrics["mean_reward"],
         residual_rmse=metrics["residual_rmse"],
     )
+
+
+def read_examples(settings: Settings) -> Examples:
+    """The joined rows that brought impressions, in order of their decisions.
+
+    Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows.
+    """
+    file = examples_file(settings)
+    if not file.exists():
+        raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
+    table = pq.read_table(file)
+    table = table.filter(np.asarray(table["impressions"]) > 0)
+    table = table.filter(_learnable(table, settings))
+    rows, minimum = table.num_rows, settings.training.minimum_rows
+    if rows < minimum:
+        raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
+    return Examples(
+        features=np.stack(table["features"].to_numpy()).astype(np.float32),
+        reward=table["reward"].to_numpy(),
+        impressions=table["impressions"].to_numpy().astype(np.float64),
+        decided_at=table["decided_at"].cast("int64").to_numpy(),
+    )
+
+
+def candidate(settings: Settings, examples: Examples, *, as_of: int) -> LinearModel:
+    """A model of these rows, with the prior of `as_of`. Raises: LearnerError."""
+    learner = Learner(
+        options=settings.training.learner_options,
+        seed=settings.training.seed,
+        timeout_seconds=settings.training.timeout_seconds,
+    )
+    return learn(examples, population_prior(settings, as_of=as_of), settings.policy.exploration(), learner)
+
+
+def metrics_of(model: LinearModel, examples: Examples) -> dict[str, float]:
+    """What is recorded of a training beside the model."""
+    left = examples.residual - model.predict(examples.features)
+    return {
+        "rows": float(len(examples)),
+        "impressions": float(examples.impressions.sum()),
+        "mean_reward": float(examples.reward.sum() / examples.impressions.sum()),
+        "residual_rmse": float(np.sqrt((left**2).mean())),
+    }
+
+
+def _learnable(table: pa.Table, settings: Settings) -> pa.Array:
+    """Mask of the rows that a model may learn from: not what is only logged, and not what an arm without the model brought."""
+    mask = pc.not_equal(table["mode"], "log_only")
+    if settings.experiment.arms and settings.experiment.learn_from == "bandit":
+        other = [name for name, arm in settings.experiment.arms.items() if arm.policy != "bandit"]
+        mask = pc.and_(mask, pc.invert(pc.is_in(table["arm"], pa.array(other, pa.string()))))
+    return mask
 
 
 def _newest(registry: ModelRegistry) -> tuple[str, LinearModel] | None:

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bandit.errors import DependencyAwayError, QueryRewardsError
-from examples import recipes
+from examples import recipes, session
 from examples.kuairand import workers
 from examples.kuairand.play import POLICIES, QUERIES, Played, make_pools, prepare
 from examples.kuairand.workers import quiet
@@ -44,10 +44,10 @@ def main() -> None:
     OUT.mkdir(parents=True)
     with local_redis() as url:
         os.environ.pop(URL_VARIABLE, None)  # it would send every deployment to the same database
-        databases = _empty_databases(url, len(POLICIES) + 2)
+        databases = _empty_databases(url, len(POLICIES) + 3)
         try:
-            _tell_story(databases[:2])
-            played, users = _replay(databases[2:])
+            _tell_story(databases[:3])
+            played, users = _replay(databases[3:])
         finally:
             for database in databases:
                 redis.Redis.from_url(database).flushdb()
@@ -100,17 +100,24 @@ def summarise(played: Sequence[Played], seconds: float) -> dict[str, Any]:
 def _tell_story(databases: Sequence[str]) -> None:
     console.print("[bold]A large Recipes cluster, a small Furniture cluster.[/] Last week this user saved recipes; now they move house.")
     console.print(f"Expected queries of each request, out of {recipes.QUERIES}, chosen through the whole loop:\n")
-    for policy, database in zip(("query_reward", "bandit"), databases, strict=True):
-        console.print(f"[bold]{policy}[/]\n  day        recipes          furniture        travel")
-
-        def show(shown: recipes.Round, policy: str = policy) -> None:
-            day = "last week" if shown.number == 0 else f"day {shown.number}"
-            bars = "  ".join(f"{shown.quotas[topic]:5.2f} {'█' * round(1.6 * shown.quotas[topic]):<9}" for topic in recipes.TOPICS)
-            note = f"model {shown.model_version}" if shown.policy == "bandit" else "no model yet" if policy == "bandit" else ""
-            console.print(f"  {day:<9} {bars} [dim]{note}[/]", highlight=False, soft_wrap=True)
-
-        recipes.play(OUT / "story" / policy, database, policy, show=show)
+    for policy, database in zip(("query_reward", "bandit"), databases, strict=False):
+        _heading(policy, "day")
+        recipes.play(OUT / "story" / policy, database, policy, show=lambda shown: _tell(shown, "day"))
         console.print()
+    _heading("bandit, through the stream: one session", "request")
+    session.play(OUT / "story" / "session", databases[-1], show=lambda shown: _tell(shown, "request"))
+    console.print()
+
+
+def _heading(title: str, unit: str) -> None:
+    console.print(f"[bold]{title}[/]\n  {unit:<10} recipes          furniture        travel")
+
+
+def _tell(shown: recipes.Round, unit: str) -> None:
+    name = "last week" if shown.number == 0 else f"{unit} {shown.number}"
+    bars = "  ".join(f"{shown.quotas[topic]:5.2f} {'█' * round(1.6 * shown.quotas[topic]):<9}" for topic in recipes.TOPICS)
+    note = f"model {shown.model_version}" if shown.policy == "bandit" else shown.policy
+    console.print(f"  {name:<9} {bars} [dim]{note}[/]", highlight=False, soft_wrap=True)
 
 
 def _replay(databases: Sequence[str]) -> tuple[list[Played], int]:

@@ -52,6 +52,9 @@ optimism = 0.5
 exploration_budget = 0.002
 impressions_per_query = 1.0 # each query is shown one exposure
 
+[gate]
+mode = "off" # a new model a day, from a few hundred impressions: a gate would say "cannot tell" of most of them
+
 [serving]
 deadline_ms = 1000.0
 """

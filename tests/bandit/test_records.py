@@ -72,7 +72,8 @@ def test_a_record_survives_messagepack_bit_for_bit_and_is_frozen(record):
 @pytest.mark.parametrize("record", [QUERY, DECISION, FEEDBACK], ids=lambda record: type(record).__name__)
 def test_a_record_that_lacks_a_field_is_refused(record):
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(record))
-    for name in record.__struct_fields__:
+    late = {"inputs", "arm", "mode"}  # came later: a decision that was logged before them is read all the same
+    for name in set(record.__struct_fields__) - late:
         with pytest.raises(msgspec.ValidationError, match=name):
             msgspec.msgpack.decode(msgspec.msgpack.encode({key: value for key, value in fields.items() if key != name}), type=type(record))
 

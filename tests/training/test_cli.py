@@ -38,6 +38,7 @@ from training.cli import AWAY, FAILED, NOT_PROMOTED, USAGE, main
 from training.lock import locked
 
 VERBS = ("init", "cluster", "fold", "materialize", "feedback", "stream", "join", "train", "promote", "rollback", "retrain")
+VERBS += ("evaluate", "experiment")
 USERS = [f"u{number}" for number in range(30)]
 CLUSTERED, DECIDED, TRAINED = NOW - 3 * DAY, NOW - 2 * DAY, NOW  # the times of the story below
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import redis
 
-from bandit.lineage import Reclustering
-from bandit.records import Decision, Feedback
-from training.archive import Batch, add
+from feature_repo import names
+from training.archive import Batch, after
+from training.stream.work import Entry
 
+_TRIM = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('XTRIM', KEYS[2], 'MINID', ARGV[2])
+"""
 log = logging.getLogger(__name__)
 
 _ROWS_PER_FILE = 50_000
+_NEVER = 0, 0
 _ROWS_HELD = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded while a disk is slow or full
-
-Entry = tuple[str, str, Decision | Feedback | Reclustering | str, bytes]
-"""Stream, entry id, what the record holds (or why it cannot be counted), and the record."""
 
 
 class Archiver:
@@ -32,6 +34,7 @@ class Archiver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="query-rewards-archive")
         self._batch = Batch()
         self._last: dict[str, tuple[int, int]] = {}
+        self._fences: dict[str, int] = {}
         self._since = clock()
         self._writing: tuple[Batch, Future[None]] | None = None
 
@@ -40,15 +43,19 @@ class Archiver:
         """Whether as much is held as may be: nothing more should be folded until the disk has taken some."""
         return len(self._batch) + (len(self._writing[0]) if self._writing is not None else 0) >= _ROWS_HELD
 
-    def add(self, entry: Entry) -> None:
-        """Take an entry that was folded. One that was taken before is left out: after a lost connection entries come again."""
-        stream, entry_id, held, record = entry
-        milliseconds, sequence = entry_id.split("-")
-        place = int(milliseconds), int(sequence)
-        if place <= self._last.get(stream, (0, 0)):
-            return
-        self._last[stream] = place
-        add(self._batch, stream, entry_id, "" if isinstance(held, Reclustering) else held, record)
+    def add(self, entries: Sequence[Entry], fence: int) -> None:
+        """Take entries of one stream that were folded, in its order, by the owner with this number.
+
+        Those that were taken before, and came again, are left out.
+        """
+        self._fences[entries[0].stream] = fence
+        stream, last = entries[0].stream, _place(entries[-1].id)
+        taken = self._last.get(stream, _NEVER)
+        if _place(entries[0].id) <= taken:
+            entries = [entry for entry in entries if _place(entry.id) > taken]
+        self._last[stream] = max(last, taken)
+        for entry in entries:
+            self._batch.add(stream, entry.id, entry.held, entry.record)
 
     def put_away_if_due(self) -> None:
         """Begin to write when it is time. When writing cannot keep up, or fails, wait for it."""
@@ -95,6 +102,19 @@ class Archiver:
     def _put_away(self, batch: Batch) -> None:
         batch.write(self._data)
         try:
-            batch.trim(self._client)
+            self._trim(batch.positions)
         except redis.RedisError as error:  # the next owner writes these entries once more, and they count once
             log.warning("written, but not trimmed: %s", error)
+
+    def _trim(self, positions: Mapping[str, str]) -> None:
+        """Of the partitions that are still owned: a new owner may be making its sums from the logs, as they were before this file."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream, entry_id in positions.items():
+            fence = names.FENCE_KEY % int(stream[stream.index("{") + 1 : stream.index("}")])
+            pipeline.eval(_TRIM, 2, fence, stream, self._fences[stream], after(entry_id))
+        pipeline.execute()
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence)

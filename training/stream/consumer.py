@@ -7,32 +7,29 @@ step is simply done again: nothing that this process holds in memory counts.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
-import msgspec
 import redis
 
-from bandit.intake import DECODE_ERRORS
-from bandit.lineage import Reclustering
-from bandit.records import Decision, Feedback
 from bandit.settings import Settings
-from bandit.sums import DRAW, MAX_CLUSTERS, Folding, Term, UserSums
+from bandit.sums import Folding, UserSums
 from feature_repo import names
-from feature_repo.partitions import partition
 from training.archive import arrival, stream_entries
-from training.decisions import read_decision
-from training.stream.archiver import Archiver, Entry
+from training.online_rows import RewardRows
+from training.stream.archiver import Archiver
 from training.stream.leases import Leases
 from training.stream.metrics import StreamMetrics
 from training.stream.rebuild import rebuild
-from training.stream.rows import RewardRows
-from training.stream.state import Commit, Partition, StreamState, decision_key, event_key
+from training.stream.state import BEGINNING, Commit, Partition, StreamState
+from training.stream.work import Entry, Work, entry_of
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +37,6 @@ _BLOCK_MILLISECONDS = 250
 _AT_ONCE = 4000  # entries of one step
 _LEAST_PER_STREAM = 16
 _RETRY_SECONDS = 0.2
-_DEAD_RECORD_KEPT = 1024  # bytes in Redis; Parquet keeps more
 _FEEDBACK_STREAMS = [names.FEEDBACK_KEY % number for number in range(names.PARTITIONS)]
 _DECISION_STREAMS = [names.DECISIONS_KEY % number for number in range(names.PARTITIONS)]
 _PLACES = {
@@ -48,24 +44,7 @@ _PLACES = {
     for is_feedback, keys in ((True, _FEEDBACK_STREAMS), (False, _DECISION_STREAMS))
     for number, key in enumerate(keys)
 }
-_RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
-_ELSEWHERE = "user_id: its events belong to another partition"
-_reclustering = msgspec.msgpack.Decoder(Reclustering)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Work:
-    """New entries of one partition on their way to a commit."""
-
-    partition: Partition
-    entries: list[Entry] = field(default_factory=list)
-    feedback: str = ""
-    decisions: str = ""
-    known: dict[bytes, bool] = field(default_factory=dict)
-    sums: dict[str, UserSums] = field(default_factory=dict)
-    ids: dict[bytes, None] = field(default_factory=dict)
-    changed: dict[str, None] = field(default_factory=dict)  # users, in the order of their first entry
-    dead: list[tuple[bytes, str]] = field(default_factory=list)
+_stream_of = attrgetter("stream")
 
 
 class Consumer:
@@ -129,15 +108,16 @@ class Consumer:
             time.sleep(_RETRY_SECONDS if block else 0.0)
             self._archiver.put_away_if_due()
             return 0
-        started = time.monotonic()
-        works = self._read(block=block)
-        if works:
-            self._look_up(works)
-            for work in works:
-                self._fold(work)
-            self._commit(works)
+        with _uncollected():
+            works = self._read(block=block)
+            started = time.monotonic()
+            if works:
+                self._look_up(works)
+                for work in works:
+                    self._metrics.duplicates.inc(work.fold(self._codes))
+                self._commit(works)
         count = sum(len(work.entries) for work in works)
-        oldest = min((arrival(work.entries[0][1]) for work in works), default=None)
+        oldest = min((arrival(work.entries[0].id) for work in works), default=None)
         lag = time.time() - oldest / 1e6 if oldest is not None else 0.0
         self._metrics.observe(count, time.monotonic() - started, max(lag, 0.0), len(self._owned))
         self._archiver.put_away_if_due()
@@ -146,7 +126,7 @@ class Consumer:
     def _balance(self) -> None:
         taken = self._leases.balance()
         self._owned = {number: held for number, held in self._owned.items() if self._leases.fences.get(number) == held.fence}
-        self._measure()
+        self._measure_backlog()
         if not taken:
             return
         fences = {number: self._leases.fences[number] for number in taken}
@@ -162,11 +142,10 @@ class Consumer:
         for number, users in dirty.items():
             if number not in missing:
                 self._write_again(found[number], users)
-        for held in found.values():
-            self._archive_again(held)
+        self._archive_again(found.values())
         self._owned |= found
 
-    def _measure(self) -> None:
+    def _measure_backlog(self) -> None:
         pipeline = self._client.pipeline(transaction=False)
         for number in self._leases.fences:
             pipeline.xlen(_FEEDBACK_STREAMS[number])
@@ -184,26 +163,34 @@ class Consumer:
                 self._rows.write(pipeline, user, UserSums(self._folding, data), held.version)
         pipeline.execute()
 
-    def _archive_again(self, held: Partition) -> None:
+    def _archive_again(self, found: Collection[Partition]) -> None:
         """Entries that were folded, but whose owner may have died before they were in Parquet."""
-        for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions)):
-            if last != "0-0":
-                entries = (self._entry(stream, entry_id, fields) for entry_id, fields in stream_entries(self._client, stream, last))
-                while some := list(islice(entries, _AT_ONCE)):
-                    for entry in self._counted(held, some):
-                        self._archiver.add(entry)
-
-    def _counted(self, held: Partition, entries: list[Entry]) -> Iterator[Entry]:
-        """Entries that were folded; one that was refused for its user's many clusters is known by its id, which was not kept."""
-        ids = [key for _, _, read, _ in entries for key in _keys(read)]
+        streams = [
+            (stream, last, held)
+            for held in found
+            for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions))
+            if last != BEGINNING
+        ]
         pipeline = self._client.pipeline(transaction=False)
-        answers = self._state.seen(pipeline, held, ids) if ids else 0
-        known = {key for reply in pipeline.execute()[:answers] for key, seen in zip(ids, reply, strict=True) if seen}
-        for stream, entry_id, read, record in entries:
-            missing = any(key not in known for key in _keys(read))
-            yield stream, entry_id, "not counted: its user had too many clusters" if missing else read, record
+        for stream, _, _ in streams:
+            pipeline.xlen(stream)
+        for (stream, last, held), waiting in zip(streams, pipeline.execute(), strict=True):
+            if waiting:
+                for some in stream_entries(self._client, stream, last):
+                    entries = [entry_of(stream, entry_id.decode(), fields, self._intake) for entry_id, fields in some]
+                    self._archiver.add(self._as_counted(held, entries), held.fence)
+                    self._archiver.put_away_if_due()
 
-    def _read(self, *, block: bool) -> list[_Work]:
+    def _as_counted(self, held: Partition, entries: list[Entry]) -> list[Entry]:
+        """Entries that were folded; one that was refused for its user's many clusters is known by its id, which was not kept."""
+        keys = [entry.key for entry in entries if entry.key]
+        pipeline = self._client.pipeline(transaction=False)
+        answers = self._state.seen(pipeline, held, keys) if keys else 0
+        known = {key for reply in pipeline.execute()[:answers] for key, seen in zip(keys, reply, strict=True) if seen}
+        reason = "not counted: its user had too many clusters"
+        return [Entry(one.stream, one.id, reason, one.record) if one.key and one.key not in known else one for one in entries]
+
+    def _read(self, *, block: bool) -> list[Work]:
         if not self._owned:
             time.sleep(_BLOCK_MILLISECONDS / 1000.0 if block else 0.0)
             return []
@@ -212,99 +199,47 @@ class Consumer:
             streams[_FEEDBACK_STREAMS[held.number]] = held.feedback
             streams[_DECISION_STREAMS[held.number]] = held.decisions
         replies: Any = self._client.xread(streams, count=self._per_stream, block=_BLOCK_MILLISECONDS if block else None)
-        works: dict[int, _Work] = {}
+        works: dict[int, Work] = {}
         for key, entries in replies:
             number, is_feedback = _PLACES[key]
-            work = works.setdefault(number, _Work(partition=self._owned[number]))
+            work = works.setdefault(number, Work(partition=self._owned[number]))
             stream = key.decode()
-            work.entries += [self._entry(stream, entry_id.decode(), fields) for entry_id, fields in entries]
+            work.entries += [entry_of(stream, entry_id.decode(), fields, self._intake) for entry_id, fields in entries]
             last = entries[-1][0].decode()
             work.feedback, work.decisions = (last, work.decisions) if is_feedback else (work.feedback, last)
         self._per_stream = max(_AT_ONCE // max(len(replies), 1), _LEAST_PER_STREAM)
         return list(works.values())
 
-    def _entry(self, stream: str, entry_id: str, fields: dict[bytes, bytes]) -> Entry:
-        record = fields.get(_RECORD, b"")
-        arrived = arrival(entry_id)
-        if stream.endswith("s"):  # decisions
-            decision = read_decision(record, arrived)
-            if isinstance(decision, Decision) and stream != _DECISION_STREAMS[partition(decision.user_id)]:
-                return stream, entry_id, _ELSEWHERE, record
-            return stream, entry_id, decision, record
-        if _LINEAGE in fields:
-            try:
-                change = _reclustering.decode(fields[_LINEAGE])
-            except DECODE_ERRORS as error:
-                return stream, entry_id, f"not a reclustering: {error}", fields[_LINEAGE]
-            return stream, entry_id, change if stream == _FEEDBACK_STREAMS[partition(change.user_id)] else _ELSEWHERE, record
-        event = self._intake.read(record, arrived)
-        if isinstance(event, Feedback) and stream != _FEEDBACK_STREAMS[partition(event.user_id)]:
-            return stream, entry_id, _ELSEWHERE, record
-        return stream, entry_id, event, record
-
-    def _look_up(self, works: list[_Work]) -> None:
+    def _look_up(self, works: list[Work]) -> None:
         """One round trip: which ids are known, and the sums of every user."""
         pipeline = self._client.pipeline(transaction=False)
         asked = []
         for work in works:
-            ids = list(dict.fromkeys(key for _, _, held, _ in work.entries for key in _keys(held)))
-            users = list(dict.fromkeys(held.user_id for _, _, held, _ in work.entries if not isinstance(held, str)))
-            answers = self._state.seen(pipeline, work.partition, ids) if ids else 0
+            keys = list(dict.fromkeys([entry.key for entry in work.entries if entry.key]))
+            users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, str)]))
+            answers = self._state.seen(pipeline, work.partition, keys) if keys else 0
             if users:
                 pipeline.mget([names.SUMS_KEY % (work.partition.number, user) for user in users])
-            asked.append((ids, users, answers))
+            asked.append((keys, users, answers))
         replies = iter(pipeline.execute())
-        for work, (ids, users, answers) in zip(works, asked, strict=True):
+        for work, (keys, users, answers) in zip(works, asked, strict=True):
             for _ in range(answers):
-                work.known.update({key: True for key, seen in zip(ids, next(replies), strict=True) if seen})
+                work.known.update([key for key, seen in zip(keys, next(replies), strict=True) if seen])
             if users:
                 work.sums = {user: UserSums(self._folding, data) for user, data in zip(users, next(replies), strict=True)}
 
-    def _fold(self, work: _Work) -> None:
-        terms: dict[str, list[Term]] = {}
-        clusters: dict[str, set[str]] = {}
-        for place, (stream, entry_id, held, record) in enumerate(work.entries):
-            if isinstance(held, str):
-                work.dead.append((record[:_DEAD_RECORD_KEPT], held))
-                continue
-            user = held.user_id
-            if isinstance(held, Reclustering):  # in its place among the events: those before it follow it
-                if terms.get(user):
-                    work.sums[user].add(terms.pop(user))
-                work.sums[user].recluster(held)
-                work.changed[user] = None
-                continue
-            (key,) = _keys(held)
-            if key in work.known or key in work.ids:
-                self._metrics.duplicates.inc()
-                continue
-            news = _terms(held, self._codes)
-            room = clusters.setdefault(user, set(work.sums[user].cluster_ids))
-            room.update(term.cluster_id for term in news)
-            if len(room) > MAX_CLUSTERS:
-                room.difference_update(term.cluster_id for term in news)
-                reason = f"cluster_id: user {user!r} has {MAX_CLUSTERS} clusters already"
-                work.entries[place] = stream, entry_id, reason, record
-                work.dead.append((record[:_DEAD_RECORD_KEPT], reason))
-                continue
-            work.ids[key] = None
-            work.changed[user] = None
-            terms.setdefault(user, []).extend(news)
-        for user, pending in terms.items():
-            work.sums[user].add(pending)
-
-    def _commit(self, works: list[_Work]) -> None:
+    def _commit(self, works: list[Work]) -> None:
         """Commit, then overwrite the rows of those that were taken; a partition whose commit is refused is another's now."""
         pipeline = self._client.pipeline(transaction=False)
         for work in works:
             change = Commit(
                 feedback=work.feedback or work.partition.feedback,
                 decisions=work.decisions or work.partition.decisions,
-                ids=work.ids,
+                ids=work.keys,
                 dead=work.dead,
                 sums={user: work.sums[user].to_bytes() for user in work.changed},
             )
-            self._state.commit(pipeline, work.partition, change, arrival(work.entries[-1][1]))
+            self._state.commit(pipeline, work.partition, change, arrival(work.entries[-1].id))
         rows = self._client.pipeline(transaction=False)
         for work, taken in zip(works, pipeline.execute(), strict=True):
             held = work.partition
@@ -314,23 +249,21 @@ class Consumer:
                 continue
             held.commits += 1
             held.feedback, held.decisions = work.feedback or held.feedback, work.decisions or held.decisions
-            for entry in work.entries:
-                self._archiver.add(entry)
+            for _, entries in groupby(work.entries, key=_stream_of):
+                self._archiver.add(list(entries), held.fence)
             self._metrics.dead_letters.inc(len(work.dead))
             for user in work.changed:
                 self._rows.write(rows, user, work.sums[user], held.version)
         rows.execute()
 
 
-def _keys(held: Decision | Feedback | Reclustering | str) -> Iterator[bytes]:
-    """What tells a repetition: nothing for those that may be repeated, or count for nothing."""
-    if isinstance(held, Feedback):
-        yield event_key(held.event_id)
-    elif isinstance(held, Decision):
-        yield decision_key(held.decision_id)
-
-
-def _terms(held: Feedback | Decision, codes: dict[str, int]) -> list[Term]:
-    if isinstance(held, Feedback):
-        return [Term(held.cluster_id, codes[held.action], held.occurred_at)]
-    return [Term(query.cluster_id, DRAW, held.decided_at) for query in held.queries]
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """A step makes many objects and no cycles: the collector would walk them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -25,9 +25,9 @@ from bandit.types import ClusterRewards
 from feature_repo import names
 from feature_repo.partitions import partition
 from training.archive import arrival
-from training.fold import SUMS, epoch_us, read_draws, rows_per_user, sums
+from training.fold import epoch_us, read_draws, rows_per_user, sums
 from training.lineage import read_lineage
-from training.stream.rows import RewardRows
+from training.online_rows import RewardRows
 from training.stream.state import Partition, StreamState, decision_key, event_key
 from training.tables import DECISIONS, FEEDBACK, engine, log_files
 
@@ -85,9 +85,9 @@ def users_from_logs(
     history = read_lineage(settings, 2**63 - 1)
     by_cluster = sums(happened, draws, as_of=as_of, half_lives=folding.half_lives, scheme=folding.scheme, lineage=history)
     actions = folding.scheme.action_types
-    for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_pyarrow_batches():
+    for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_pyarrow().to_batches():
         for row in batch.to_pylist():
-            arrays = {name: np.array(row[name], np.float64) for name in SUMS}
+            arrays = {name: np.array(row[name], np.float64) for name in names.SUMS}
             last = np.array(row[names.LAST_IMPRESSION_AT], np.int64)
             rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, last_impression_at=last, **arrays)
             counts = np.array(row[names.ACTION_SUMS], np.float64).reshape(len(last), -1)
@@ -114,14 +114,15 @@ def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: 
 
 
 def _forget(client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:
-    """Remove sums that an earlier state left: they may have been made otherwise."""
-    keys = client.scan_iter(match=names.SUMS_KEY.replace("%d", "*").replace("%s", "*"), count=10_000)
-    while some := list(islice(keys, 1000)):
-        found: dict[int, list[bytes]] = {}
-        for key in some:
-            found.setdefault(int(key[key.index(b"{") + 1 : key.index(b"}")]), []).append(key)
-        for number in found.keys() & fences.keys():
-            state.forget(number, fences[number], found[number])
+    """Remove what an earlier state left: its sums may have been made otherwise, and what it has seen need not be in the logs yet."""
+    for pattern in (names.SUMS_KEY, names.SEEN_KEY):
+        keys = client.scan_iter(match=pattern.replace("%d", "*").replace("%s", "*"), count=10_000)
+        while some := list(islice(keys, 1000)):
+            found: dict[int, list[bytes]] = {}
+            for key in some:
+                found.setdefault(int(key[key.index(b"{") + 1 : key.index(b"}")]), []).append(key)
+            for number in found.keys() & fences.keys():
+                state.forget(number, fences[number], found[number])
 
 
 def _remember(settings: Settings, client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from training.stream.consumer import Consumer
 from training.stream.metrics import StreamMetrics
 
 _SOCKET_SECONDS = 10.0
+_SAY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +35,24 @@ def open_consumer(settings: Settings, metrics: StreamMetrics) -> Consumer:
     return Consumer(settings, client, online_rows(settings, client), metrics)
 
 
-def stream(settings: Settings, *, once: bool, rebuild: bool, metrics_port: int, say: Callable[[str], None] = lambda line: None) -> Streamed:
-    """Fold until SIGTERM or SIGINT comes.
+def stream(
+    settings: Settings,
+    stopped: Callable[[], bool],
+    *,
+    once: bool = False,
+    rebuild: bool = False,
+    metrics_port: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Streamed:
+    """Fold what comes in.
 
     Args:
         settings: of the deployment.
+        stopped: asked after each step whether it is enough.
         once: end when nothing waits any more.
         rebuild: first forget the online sums, so that they are made anew from the logs.
         metrics_port: to serve metrics on, on the loopback interface; 0 for none.
-        say: called with a line of progress after each step.
+        say: called with a line of progress twice a second.
 
     Raises: DependencyAwayError when Redis is away at the start; later it is waited for.
     """
@@ -56,13 +65,14 @@ def stream(settings: Settings, *, once: bool, rebuild: bool, metrics_port: int, 
     if rebuild:
         with translated(settings.redis_url):
             connect(settings.redis_url).delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    said = time.monotonic()
 
     def stop() -> bool:
-        say(metrics.line())
-        return stopped.is_set() or (once and metrics.idle)
+        nonlocal said
+        if time.monotonic() - said >= _SAY_SECONDS:
+            said = time.monotonic()
+            say(metrics.line())
+        return stopped() or (once and metrics.idle)
 
     consumer.run(stop)
     entries, duplicates, dead = (metrics.total(counter) - start for counter, start in zip(counters, before, strict=True))

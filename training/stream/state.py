@@ -17,6 +17,7 @@ from bandit.intake import FUTURE_TOLERANCE
 from feature_repo import names
 from training.archive import arrival
 
+BEGINNING = "0-0"  # position before the first entry of a stream
 _COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('HGET', KEYS[2], 'commits') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[2], 'commits', ARGV[2] + 1, 'feedback', ARGV[3], 'decisions', ARGV[4])
@@ -49,7 +50,7 @@ return 1
 _BEGIN = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
-return redis.call('HSET', KEYS[2], 'commits', 0, 'feedback', '0-0', 'decisions', '0-0', 'folding', ARGV[2])
+return redis.call('HSET', KEYS[2], 'commits', 0, 'feedback', ARGV[3], 'decisions', ARGV[3], 'folding', ARGV[2])
 """
 
 
@@ -119,7 +120,7 @@ class StreamState:
         """Give partitions a state, at the beginning of their streams: what the sums hold already is known by its ids."""
         pipeline = self._client.pipeline(transaction=False)
         for number, fence in fences.items():
-            pipeline.eval(_BEGIN, 2, names.FENCE_KEY % number, names.STATE_KEY % number, fence, self.folding)
+            pipeline.eval(_BEGIN, 2, names.FENCE_KEY % number, names.STATE_KEY % number, fence, self.folding, BEGINNING)
         pipeline.execute()
 
     def restore(self, number: int, fence: int, sums: Mapping[str, bytes]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,9 @@ from bandit.settings import Settings
 from bandit.sums import MAX_CLUSTERS, Folding, UserSums
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
-from feature_repo.partitions import partition
-from training.archive import arrival, stream_entries
+from training.archive import Batch, read_entry, stream_entries
 from training.connection import connect, translated
-from training.decisions import decision_table, read_decision
+from training.decisions import decision_table
 from training.feature_store import online_rows
 from training.feedback import feedback_table
 from training.stream.rebuild import users_from_logs
@@ -87,30 +86,21 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
         for key, data in zip(some, client.mget(some), strict=True):
             if data is not None:
                 found[key.split(b":", 3)[3].decode()] = UserSums(folding, data)
-    intake, events, decided = settings.intake(), [], []
+    intake, left = settings.intake(), Batch()
     for held in positions.values():
-        for entry_id, fields in _folded(client, names.FEEDBACK_KEY % held.number, held.feedback):
-            event = intake.read(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
-            if isinstance(event, Feedback) and _counts(found.get(event.user_id), [event.cluster_id], event.user_id, held.number):
-                events.append(event)
-        for entry_id, fields in _folded(client, names.DECISIONS_KEY % held.number, held.decisions):
-            decision = read_decision(fields.get(names.RECORD_FIELD.encode(), b""), arrival(entry_id))
-            if isinstance(decision, Decision):
-                drawn = [query.cluster_id for query in decision.queries]
-                if _counts(found.get(decision.user_id), drawn, decision.user_id, held.number):
-                    decided.append(decision)
-    return found, feedback_table(events), decision_table(decided)
+        for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
+            for entries in stream_entries(client, stream, last):
+                for entry_id, fields in entries:
+                    record = read_entry(stream, entry_id.decode(), fields, intake)
+                    if isinstance(record, Feedback | Decision) and _has_room(found.get(record.user_id), record):
+                        left.add(stream, entry_id.decode(), record, b"")
+    return found, feedback_table(left.feedback), decision_table(left.decisions)
 
 
-def _counts(sums: UserSums | None, cluster_ids: Collection[str], user_id: str, number: int) -> bool:
-    """Whether the stream took a record: it came to its own partition, and its user had room for its clusters."""
-    if partition(user_id) != number:
-        return False
-    return len({*(sums.cluster_ids if sums is not None else ()), *cluster_ids}) <= MAX_CLUSTERS
-
-
-def _folded(client: redis.Redis, stream: str, last: str) -> Iterator[tuple[str, dict[bytes, bytes]]]:
-    return iter(()) if last == "0-0" else stream_entries(client, stream, last)
+def _has_room(sums: UserSums | None, record: Feedback | Decision) -> bool:
+    """Whether the stream took a record: its user had room for its clusters."""
+    named = [record.cluster_id] if isinstance(record, Feedback) else [query.cluster_id for query in record.queries]
+    return len({*(sums.cluster_ids if sums is not None else ()), *named}) <= MAX_CLUSTERS
 
 
 def _waiting(client: redis.Redis) -> int:
@@ -161,6 +151,5 @@ def _values(sums: UserSums, ids: list[str]) -> Floats:
 
 
 def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:
-    fields = (names.IMPRESSIONS_SESSION, names.REWARD_SESSION, names.IMPRESSIONS_LONG, names.REWARD_LONG, names.DRAWS_SESSION)
-    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*fields, names.LAST_IMPRESSION_AT))
+    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*names.SUMS, names.LAST_IMPRESSION_AT))
     return equal and sums.cluster_ids == row.cluster_ids

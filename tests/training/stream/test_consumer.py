@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,9 @@ from feature_repo import names
 from feature_repo.partitions import partition
 from tests.streamed import Killed, Streamed
 from tests.tables_made import DAY, HOUR, MINUTE, decision, feedback
-from training.archive import Batch
 from training.lineage import write_lineage
 from training.stream import archiver
+from training.stream.archiver import Archiver
 from training.stream.consumer import Consumer
 from training.stream.state import Commit
 
@@ -160,7 +160,7 @@ def test_an_owner_that_was_frozen_past_its_lease_cannot_commit(streamed: Streame
     works = old._read(block=False)  # it read, looked up and folded, and then it froze
     old._look_up(works)
     for work in works:
-        old._fold(work)
+        work.fold(old._codes)
     streamed.let_leases_run_out()
     streamed.drain(new)
     streamed.send(events[200:])
@@ -408,20 +408,20 @@ def test_a_user_of_ten_thousand_clusters_gets_as_many_as_are_allowed_and_the_res
 
 
 def test_only_what_was_folded_and_is_in_parquet_is_trimmed(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    trim, trimmed = Batch.trim, 0
+    trim, trimmed, client = Archiver._trim, 0, streamed.redis
 
-    def watched(batch: Batch, client: redis.Redis) -> None:
+    def watched(archiver: Archiver, positions: Mapping[str, str]) -> None:
         nonlocal trimmed
         trimmed += 1
         on_disk = set(streamed.archived())
-        for stream, position in batch.positions.items():
+        for stream, position in positions.items():
             state = client.hget(stream.rpartition(":")[0] + ":state", "feedback").decode()
             assert [int(part) for part in position.split("-")] <= [int(part) for part in state.split("-")]
             for _, fields in client.xrange(stream, max=position):
                 assert msgspec.msgpack.decode(fields[b"r"], type=Feedback).event_id in on_disk
-        trim(batch, client)
+        trim(archiver, positions)
 
-    monkeypatch.setattr(Batch, "trim", watched)
+    monkeypatch.setattr(Archiver, "_trim", watched)
     consumer, events = streamed.consumer(), streamed.events(300)
     for start in range(0, 300, 100):
         streamed.send(events[start : start + 100])

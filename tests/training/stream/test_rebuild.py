@@ -143,7 +143,7 @@ def test_an_order_to_rebuild_forgets_sums_that_went_wrong(streamed: Streamed) ->
     user = events[0].user_id
     streamed.redis.set(names.SUMS_KEY % (partition(user), user), UserSums(folding(streamed)).to_bytes())
     assert user in verify(streamed.settings).differing
-    stream(streamed.settings, once=True, rebuild=True, metrics_port=0)
+    stream(streamed.settings, lambda: False, once=True, rebuild=True)
     streamed.assert_exact(events)
 
 

@@ -18,7 +18,7 @@ from feature_repo.partitions import partition
 from feature_repo.store import open_store
 from tests.streamed import Streamed
 from tests.tables_made import HOUR, feedback
-from training.cli import FAILED, USAGE, main
+from training.cli import FAILED, USAGE, _stopped, main
 from training.feature_store import materialize
 from training.fold import fold
 from training.local_redis import _free_port
@@ -189,7 +189,7 @@ def test_a_stream_stops_at_a_signal_in_good_order_and_answers_for_its_metrics(st
 
     timer = threading.Timer(1.5, look)
     timer.start()
-    done = stream(streamed.settings, once=False, rebuild=False, metrics_port=port)
+    done = stream(streamed.settings, _stopped().is_set, metrics_port=port)
     timer.join()
     assert (done.entries, done.duplicates, done.dead_letters) == (50, 0, 0)
     assert "qr_stream_partitions 256.0" in seen[0]

@@ -9,6 +9,7 @@ through Feast.
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,8 @@ if written and written > ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
-_FLOATS = (
-    names.IMPRESSIONS_SESSION,
-    names.REWARD_SESSION,
-    names.IMPRESSIONS_LONG,
-    names.REWARD_LONG,
-    names.DRAWS_SESSION,
-    names.ACTION_SUMS,
-)
-_FIELDS = (*_FLOATS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
+_KEYS_KEPT = 100_000  # of users; the key of one takes Feast as long as the rest of its row
+_FIELDS = (*names.SUMS, names.ACTION_SUMS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
 
 
 class RewardRows:
@@ -55,12 +49,13 @@ class RewardRows:
         self._field: dict[str, bytes] = {name: _mmh3(f"{view}:{name}") for name in _FIELDS}
         self._action_types = Value(string_list_val=StringList(val=action_types)).SerializeToString()
         self._script = ""
+        self.key = lru_cache(_KEYS_KEPT)(self._key)
 
     def prepare(self) -> None:
         """Load the script; to be done again when Redis was started anew."""
         self._script = self._client.script_load(_WRITE)
 
-    def key(self, user_id: str) -> bytes:
+    def _key(self, user_id: str) -> bytes:
         """Redis key of the user's hash, which all views of the entity share."""
         entity = EntityKey(join_keys=[names.JOIN_KEY], entity_values=[Value(string_val=user_id)])
         return bytes(_redis_key(self._project, entity, entity_key_serialization_version=self._version))
@@ -74,17 +69,19 @@ class RewardRows:
 
     def arguments(self, sums: UserSums) -> list[bytes]:
         """Fields and values of a row, in turn."""
-        rewards, field = sums.rewards(), self._field
-        seconds, microseconds = divmod(rewards.as_of, 1_000_000)
+        field, ids = self._field, sums.cluster_ids
+        seconds, microseconds = divmod(sums.as_of, 1_000_000)
         arguments = [self._time, Timestamp(seconds=seconds, nanos=microseconds * 1000).SerializeToString()]
-        for name in _FLOATS[:-1]:
-            arguments += [field[name], _doubles(getattr(rewards, name))]
-        arguments += [field[names.ACTION_SUMS], _doubles(sums.action_sums.ravel())]
-        arguments += [field[names.AS_OF], Value(int64_val=rewards.as_of).SerializeToString()]
-        arguments += [field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=rewards.cluster_ids)).SerializeToString()]
-        arguments += [field[names.ACTION_TYPES], self._action_types]
-        last = Value(int64_list_val=Int64List(val=rewards.last_impression_at.tolist())).SerializeToString()
-        return [*arguments, field[names.LAST_IMPRESSION_AT], last]
+        length, columns = 8 * len(ids), sums.columns.tobytes()
+        for place, name in enumerate(names.SUMS):
+            arguments += field[name], _doubles(columns[place * length : (place + 1) * length])
+        arguments += field[names.ACTION_SUMS], _doubles(sums.action_sums.tobytes())
+        arguments += field[names.AS_OF], Value(int64_val=sums.as_of).SerializeToString()
+        arguments += field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=ids)).SerializeToString()
+        arguments += field[names.ACTION_TYPES], self._action_types
+        last = Value(int64_list_val=Int64List(val=sums.last_impression_at.tolist())).SerializeToString()
+        arguments += field[names.LAST_IMPRESSION_AT], last
+        return arguments
 
     def read(self, user_id: str) -> ClusterRewards | None:
         """The row as it stands in the online store, None when there is none."""
@@ -100,9 +97,17 @@ class RewardRows:
             cluster_ids=held[names.CLUSTER_IDS],
             as_of=held[names.AS_OF],
             last_impression_at=np.array(held[names.LAST_IMPRESSION_AT], np.int64),
-            **{name: np.array(held[name], np.float64) for name in _FLOATS[:-1]},
+            **{name: np.array(held[name], np.float64) for name in names.SUMS},
         )
 
 
-def _doubles(values: np.ndarray[Any, np.dtype[np.float64]]) -> bytes:
-    return bytes(Value(double_list_val=DoubleList(val=values.tolist())).SerializeToString())
+def _doubles(packed: bytes) -> bytes:
+    """`Value(double_list_val=...)` on the wire: the doubles' own bytes, little-endian, behind tags and lengths."""
+    return _head(len(packed)) + packed
+
+
+@lru_cache(_KEYS_KEPT)
+def _head(length: int) -> bytes:
+    """What stands before that many bytes of packed doubles."""
+    whole: bytes = Value(double_list_val=DoubleList(val=[0.0] * (length // 8))).SerializeToString()
+    return whole[: len(whole) - length]

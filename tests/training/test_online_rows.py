@@ -16,7 +16,7 @@ from serving.features import FeatureReader
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, NOW
 from training.feature_store import apply, online_rows
-from training.stream.rows import RewardRows
+from training.online_rows import RewardRows
 
 FEATURES = (
     names.AS_OF,

@@ -1,0 +1,29 @@
+"""Handing reclusterings to the stream: each in the partition of its user, in its place among the events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from bandit.lineage import Reclustering
+from bandit.settings import Settings
+from feature_repo import names
+from feature_repo.partitions import partition
+from training.connection import connect, translated
+
+_AT_ONCE = 1000
+
+
+def publish(settings: Settings, changes: Sequence[Reclustering]) -> None:
+    """Append what changed to the feedback streams; the same change twice counts once.
+
+    Raises: DependencyAwayError; some may have been appended, and all may be appended again.
+    """
+    client = connect(settings.redis_url)
+    with translated(settings.redis_url):
+        for start in range(0, len(changes), _AT_ONCE):
+            pipeline = client.pipeline(transaction=False)
+            for change in changes[start : start + _AT_ONCE]:
+                pipeline.xadd(names.FEEDBACK_KEY % partition(change.user_id), {names.LINEAGE_FIELD: msgspec.msgpack.encode(change)})
+            pipeline.execute()
