@@ -120,8 +120,10 @@ class Leases:
         while numbers and len(taken) < count:
             asked, numbers = numbers[: count - len(taken)], numbers[count - len(taken) :]
             pipeline = self._client.pipeline(transaction=False)
+            now = int(time.time())
             for number in asked:
-                pipeline.eval(_TAKE, 2, names.LEASE_KEY % number, names.FENCE_KEY % number, self._owner, self._milliseconds, int(time.time()))
+                keys = names.LEASE_KEY % number, names.FENCE_KEY % number
+                pipeline.eval(_TAKE, len(keys), *keys, self._owner, self._milliseconds, now)
             for number, fence in zip(asked, pipeline.execute(), strict=True):
                 if fence:
                     self.fences[number] = fence
