@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandit.errors import InvalidValueError
-from bandit.types import ClusterRewards, Evidence, Floats, Profile
+from bandit.types import ClusterRewards, Evidence, Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +45,22 @@ def align(profile: Profile, rewards: ClusterRewards | None, now: int, half_lives
             draws_session=zero,
             last_impression_at=np.zeros(n, np.int64),
         )
-    place = {cluster_id: index for index, cluster_id in enumerate(rewards.cluster_ids)}
-    rows = np.array([place.get(cluster_id, -1) for cluster_id in profile.cluster_ids], np.intp)
-    known = rows >= 0
-    session = decay(now - rewards.as_of, half_lives.session)
-    long = decay(now - rewards.as_of, half_lives.long)
-
-    def at(sums: Floats, factor: float) -> Floats:
-        return np.where(known, sums[rows] * factor, 0.0)
-
+    m = len(rewards.cluster_ids)
+    place = dict(zip(rewards.cluster_ids, range(m), strict=True))
+    rows = np.array([place.get(cluster_id, m) for cluster_id in profile.cluster_ids], np.intp)
+    sums = np.zeros((5, m + 1))  # the last column is what a cluster without rewards gets
+    sums[0, :m], sums[1, :m], sums[2, :m] = rewards.impressions_session, rewards.reward_session, rewards.draws_session
+    sums[3, :m], sums[4, :m] = rewards.impressions_long, rewards.reward_long
+    sums = sums[:, rows]
+    sums[:3] *= decay(now - rewards.as_of, half_lives.session)
+    sums[3:] *= decay(now - rewards.as_of, half_lives.long)
+    last = np.zeros(m + 1, np.int64)
+    last[:m] = rewards.last_impression_at
     return Evidence(
-        impressions_session=at(rewards.impressions_session, session),
-        reward_session=at(rewards.reward_session, session),
-        impressions_long=at(rewards.impressions_long, long),
-        reward_long=at(rewards.reward_long, long),
-        draws_session=at(rewards.draws_session, session),
-        last_impression_at=np.where(known, rewards.last_impression_at[rows], 0),
+        impressions_session=sums[0],
+        reward_session=sums[1],
+        draws_session=sums[2],
+        impressions_long=sums[3],
+        reward_long=sums[4],
+        last_impression_at=last[rows],
     )

@@ -18,22 +18,30 @@ INPUTS = (
 )
 
 
-def pack_inputs(profile: Profile, evidence: Evidence, rows: Ints) -> bytes:
-    """Inputs of the candidates, and the sums over all clusters of the profile: float64 little-endian, (len(rows) + 1, 8).
+def pack_inputs(profile: Profile, evidence: Evidence, rows: Ints | None = None) -> bytes:
+    """Inputs of the candidates, and the sums over all clusters of the profile: float64 little-endian, (candidates + 1, 8).
 
     Float64, for what is logged is what was decided from, to the last bit.
 
     Args:
         profile: of the user.
         evidence: aligned to it.
-        rows: positions of the candidates.
+        rows: positions of the candidates; None: all clusters are.
     """
-    columns = [profile.topic_ids, profile.action_counts.sum(axis=1), profile.importance, *(getattr(evidence, name) for name in INPUTS[3:])]
-    matrix = np.empty((len(rows) + 1, len(INPUTS)), "<f8")
-    for place, column in enumerate(columns):
-        matrix[:-1, place] = column[rows]
-        matrix[-1, place] = column.sum()
-    return matrix.tobytes()
+    columns = np.array(
+        (
+            profile.topic_ids,
+            profile.actions,
+            profile.importance,
+            evidence.impressions_session,
+            evidence.reward_session,
+            evidence.impressions_long,
+            evidence.reward_long,
+            evidence.draws_session,
+        )
+    )
+    candidates = columns if rows is None else columns[:, rows]
+    return np.column_stack((candidates, columns.sum(axis=1))).T.astype("<f8").tobytes()
 
 
 def evidence_of(columns: dict[str, Floats]) -> Evidence:

@@ -51,7 +51,7 @@ class LinearModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         products[np.triu_indices(d)] = flat[d + 1 :]
         return flat[:d], products, flat[d]
 
-    @property
+    @cached_property
     def prior(self) -> Prior:
         """The levels above the user, as they were when this model was trained."""
         rate = Rate(mean=self.manifest.prior_mean, strength=self.manifest.prior_strength)

@@ -6,7 +6,7 @@ A policy is chosen by its name (`POLICIES`); `plan` is the whole way from a user
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -15,9 +15,10 @@ from bandit.errors import InvalidValueError
 from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES
 from bandit.model import LinearModel
-from bandit.quotas import budgeted, greedy_value, proportional
-from bandit.types import Evidence, Floats, Floats32, Prior
+from bandit.quotas import budgeted, greedy_value, proportional, spend
+from bandit.types import Evidence, Floats, Floats32, Ints, Prior
 
+_SHRUNK_RATE = FEATURE_NAMES.index("shrunk_rate")
 LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
 LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
 
@@ -36,6 +37,16 @@ class Candidates:
     prior: Prior
     model: LinearModel | None
     exploration: Exploration
+
+    def take(self, rows: Ints) -> Candidates:
+        """Some of them, by position."""
+        return replace(
+            self,
+            actions=self.actions[rows],
+            importance=self.importance[rows],
+            evidence=self.evidence.take(rows),
+            features=self.features[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +94,18 @@ def bandit(candidates: Candidates) -> Floats:
     """
     if candidates.model is None:
         raise InvalidValueError("model", expected="a model for the policy 'bandit'", received=None)
-    rates = candidates.features[:, FEATURE_NAMES.index("shrunk_rate")].astype(np.float64)
+    rates = candidates.features[:, _SHRUNK_RATE].astype(np.float64)
     limit, optimism = candidates.exploration.residual_limit, candidates.exploration.optimism
-    residual = np.clip(candidates.model.predict(candidates.features), -limit, limit)
-    mean = np.clip(rates, 0.0, 1.0)
+    residual = _within(candidates.model.predict(candidates.features), -limit, limit)
+    mean = _within(rates, 0.0, 1.0)
     deviation = np.sqrt(mean * (1.0 - mean) / _certainty(candidates))
-    return np.asarray(rates + residual + optimism * deviation, np.float64)
+    scores: Floats = rates + residual + optimism * deviation
+    return scores
+
+
+def _within(values: Floats, low: float, high: float) -> Floats:
+    """np.clip, at a third of its price on short arrays."""
+    return np.minimum(np.maximum(values, low), high)
 
 
 def _certainty(candidates: Candidates) -> Floats:
@@ -96,7 +113,8 @@ def _certainty(candidates: Candidates) -> Floats:
     evidence, exploration = candidates.evidence, candidates.exploration
     expected = evidence.draws_session * exploration.impressions_per_query
     in_flight = np.maximum(expected - evidence.impressions_session, 0.0)
-    return np.asarray(evidence.impressions_long + candidates.prior.rate.strength + in_flight, np.float64)
+    certainty: Floats = evidence.impressions_long + candidates.prior.rate.strength + in_flight
+    return certainty
 
 
 def _weighted(weigh: Callable[[Candidates], Floats]) -> Callable[[Candidates, int, Floats], Plan]:
@@ -113,7 +131,9 @@ def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
     thin = 1.0 / (candidates.evidence.impressions_long + candidates.prior.rate.strength)
     value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, LEAST_VALUE)
     budgets = candidates.exploration.budget * value * thin / thin.sum()
-    return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))
+    if not (k > 0 and np.isfinite(scores).all() and budgets.min() > 0.0 and caps.min() > 0.0):
+        return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))  # which names what is wrong
+    return Plan(scores=scores, quotas=spend(scores, budgets, caps, k))
 
 
 POLICIES: Mapping[str, Callable[[Candidates, int, Floats], Plan]] = MappingProxyType(
@@ -143,6 +163,6 @@ def plan(policy: str, candidates: Candidates, k: int, caps: Floats) -> Plan:
         raise InvalidValueError("policy", expected=f"one of {sorted(POLICIES)}", received=policy)
     result = POLICIES[policy](candidates, k, caps)
     expected = min(float(k), float(caps.sum()))
-    if not (np.all(result.quotas > 0.0) and abs(float(result.quotas.sum()) - expected) <= 1e-9 * max(expected, 1.0)):
+    if not (result.quotas.min() > 0.0 and abs(float(result.quotas.sum()) - expected) <= 1e-9 * max(expected, 1.0)):
         raise InvalidValueError("quotas", expected=f"positive numbers that sum to {expected}", received=result.quotas.tolist())
     return result

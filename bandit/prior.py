@@ -24,7 +24,8 @@ def engagement_rate(engagements: Floats | float, impressions: Floats | float, pr
 
 def shrink(engagements: Floats, impressions: Floats, mean: Floats | float, strength: float) -> Floats:
     """`engagement_rate` with a prior mean of its own for each element."""
-    return np.asarray((engagements + strength * mean) / (impressions + strength), np.float64)
+    rates: Floats = (engagements + strength * mean) / (impressions + strength)
+    return rates
 
 
 def user_mean(evidence: Evidence, topic_ids: Ints, prior: Prior) -> Floats:
@@ -32,7 +33,12 @@ def user_mean(evidence: Evidence, topic_ids: Ints, prior: Prior) -> Floats:
 
     All impressions of the user are shrunk to the mean of the cluster's topic, which is itself shrunk to the global mean.
     """
-    return shrink(evidence.reward_long.sum(), evidence.impressions_long.sum(), prior.topic_mean(topic_ids), prior.rate.strength)
+    return mean_seen_from(evidence, prior.topic_mean(topic_ids), prior.rate.strength)
+
+
+def mean_seen_from(evidence: Evidence, topic_means: Floats, strength: float) -> Floats:
+    """`user_mean` for topic means that are at hand, (n,)."""
+    return shrink(evidence.reward_long.sum(), evidence.impressions_long.sum(), topic_means, strength)
 
 
 def fit_prior(topic_ids: Ints, reward: Floats, impressions: Floats, strength: float) -> Prior:

@@ -59,20 +59,22 @@ def budgeted(scores: npt.ArrayLike, budgets: npt.ArrayLike, k: float, caps: npt.
     """
     s, b, cap, k = _finite("scores", scores), _positive("budgets", budgets), _positive("caps", caps), _queries(k)
     _same_length(scores=s, budgets=b, caps=cap)
+    return spend(s, b, cap, k)
+
+
+def spend(s: Floats, b: Floats, cap: Floats, k: float) -> Floats:
+    """`budgeted` on scores, budgets and caps that are known to be sound."""
     if k >= cap.sum():
         return cap
     # Cluster i sits at its cap while nu <= s_i + b_i / cap_i. Rooms are kept relative to the cluster that is tried, so that budgets far
     # below the rounding of the scores still divide exactly.
     room = b / cap
     order = np.lexsort((-room, (s.max() - s) - room))
-    low, high = 0, len(s) - 1  # number of capped clusters: the largest j whose j-th threshold clearly leaves room for the others
-    while low < high:
-        middle = (low + high + 1) // 2
-        last = order[middle - 1]
-        if _filled(room[last], s[last] - s, b, cap) < k * (1.0 - _ROUNDING):
-            low = middle
-        else:
-            high = middle - 1
+    # Number of capped clusters: the largest j whose j-th threshold clearly leaves room for the others; the caps alone bound it.
+    most = min(int(np.searchsorted(cap[order].cumsum(), k)) + 1, len(s) - 1)
+    tried = order[:most]
+    leaves_room = _filled(room[tried], s[tried], s, b, cap) < k * (1.0 - _ROUNDING)
+    low = most - int(leaves_room[::-1].argmax()) if leaves_room.any() else 0
     free = order[low:]
     quotas = cap.copy()
     quotas[free] = np.minimum(cap[free], _inverse_gaps(s[free], b[free], cap[free], k - cap[order[:low]].sum()))
@@ -87,10 +89,12 @@ def greedy_value(scores: Floats, k: float, caps: Floats) -> float:
     return float(taken @ scores[order])
 
 
-def _filled(nu: float, gaps: Floats, budgets: Floats, caps: Floats) -> float:
-    room = nu + gaps
+def _filled(rooms: Floats, tried: Floats, scores: Floats, budgets: Floats, caps: Floats) -> Floats:
+    """Sum of the quotas when nu is at the threshold of each cluster that is tried, (j,)."""
+    room = rooms[:, None] + (tried[:, None] - scores)
     at_cap = room * caps <= budgets
-    return float(np.where(at_cap, caps, budgets / np.where(at_cap, 1.0, room)).sum())
+    room[at_cap] = 1.0
+    return np.asarray(np.where(at_cap, caps, budgets / room).sum(axis=1), np.float64)
 
 
 def _inverse_gaps(scores: Floats, budgets: Floats, caps: Floats, k: float) -> Floats:

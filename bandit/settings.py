@@ -21,6 +21,7 @@ from bandit.reward import RewardScheme
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 
 ENVIRONMENT_PREFIX = "QUERY_REWARDS_"
+HTTP_TOKEN_VARIABLE = "QUERY_REWARDS_HTTP_TOKEN"  # noqa: S105 -- the variable's name; a secret, so it is no setting
 DEFAULT_FILE = "query_rewards.toml"
 
 
@@ -105,6 +106,22 @@ class ServingSettings(_Section):
     deadline_ms: float = Field(50.0, gt=0)
     model_poll_seconds: float = Field(0.5, gt=0)
     remembered_profiles: int = Field(10_000, ge=0)  # last profiles seen, for answering while Redis is away
+    connections: int = Field(32, ge=1)  # to Redis, of one process; more requests at once wait for each other
+    breaker_failures: int = Field(3, ge=1)  # in a row, and Redis is left alone
+    breaker_seconds: float = Field(0.5, gt=0)  # until one request tries it again
+
+
+class HttpSettings(_Section):
+    """`query-rewards serve`: where it listens, and what it refuses. The bearer token comes from QUERY_REWARDS_HTTP_TOKEN."""
+
+    host: str = "127.0.0.1"  # another one only with a token
+    port: int = Field(8000, ge=0, le=65535)  # 0: any that is free
+    max_body_bytes: int = Field(1_048_576, ge=1)
+    max_connections: int = Field(1000, ge=1)  # more: those that have not asked anything for longest are closed
+    idle_seconds: float = Field(10.0, gt=0)  # for a request's headers, for its body, and between two requests
+    requests_per_second: float = Field(2000.0, gt=0)  # of one client address, in the long run
+    burst: int = Field(4000, ge=1)  # of one client address at once
+    shutdown_seconds: float = Field(10.0, gt=0)  # for requests under way when the process is told to end
 
 
 class StreamSettings(_Section):
@@ -201,6 +218,7 @@ class Settings(BaseSettings):
     clustering: ClusteringSettings = ClusteringSettings()
     policy: PolicySettings = PolicySettings()
     serving: ServingSettings = ServingSettings()
+    http: HttpSettings = HttpSettings()
     stream: StreamSettings = StreamSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
@@ -288,7 +306,7 @@ def _source_of(key: str, file: str) -> str:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, Any]) -> None:
-    known = {_variable(key): key for key in _known_keys()}
+    known = {_variable(key): key for key in _known_keys()} | {HTTP_TOKEN_VARIABLE: ""}
     for variable in environment:
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -66,7 +67,7 @@ class Profile:
     action_counts: Floats
     importance: Floats
     last_action_at: Ints
-    query_items: list[str]
+    query_items: Sequence[str]
     query_weights: Floats
     query_offsets: Ints
 
@@ -91,11 +92,17 @@ class Profile:
         """Number of clusters."""
         return len(self.cluster_ids)
 
+    @property
+    def actions(self) -> Floats:
+        """Number of actions of each cluster, of all types, (n,)."""
+        totals: Floats = self.action_counts.sum(axis=1)
+        return totals
+
     def query_counts(self) -> Ints:
         """Number of query items of each cluster, (n,)."""
-        return np.diff(self.query_offsets)
+        return self.query_offsets[1:] - self.query_offsets[:-1]
 
-    def queries_of(self, cluster: int) -> tuple[list[str], Floats]:
+    def queries_of(self, cluster: int) -> tuple[Sequence[str], Floats]:
         """Query items of one cluster, by its position, and their weights."""
         start, end = self.query_offsets[cluster], self.query_offsets[cluster + 1]
         return self.query_items[start:end], self.query_weights[start:end]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks.result import OUT
 
-SHARED = {"__init__", "__main__", "result"}
+SHARED = {"__init__", "__main__", "result", "timing", "world"}
 
 
 def main() -> int:

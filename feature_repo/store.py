@@ -14,14 +14,13 @@ from feast.repo_config import RepoConfig
 from bandit.errors import FeatureStoreError
 
 
-def open_store(folder: Path, redis_url: str, *, timeout: float | None = None, online_only: bool = False) -> FeatureStore:
+def open_store(folder: Path, redis_url: str, *, timeout: float | None = None) -> FeatureStore:
     """The store described in `folder`.
 
     Args:
         folder: where feature_store.yaml lies; relative paths in it count from here.
         redis_url: the online store, whatever the yaml says.
         timeout: seconds that one call to Redis may take; None waits.
-        online_only: leave out what the yaml says of the offline side, which a serving host has not installed.
 
     Raises: FeatureStoreError when there is no feature_store.yaml.
     """
@@ -32,9 +31,6 @@ def open_store(folder: Path, redis_url: str, *, timeout: float | None = None, on
     # Feast warns that serve_features_while_materializing matters to shared registries only; we keep it for those who move to one.
     logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     content = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
-    if online_only:
-        for part in ("offline_store", "batch_engine"):
-            content.pop(part, None)
     config = RepoConfig(**content, repo_path=folder)
     config.online_store.connection_string = connection_string(redis_url, timeout=timeout)
     config.registry.path = str(folder / config.registry.path)

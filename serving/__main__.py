@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -26,8 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("file", type=Path, help="one JSON object a line: " + ", ".join(Feedback.__struct_fields__))
     verb.add_argument("--settings", type=Path, default=Path(DEFAULT_FILE), help="settings file")
     verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    verb = verbs.add_parser("serve", help="serve POST /v1/select and the like over HTTP, until SIGTERM")
+    verb.add_argument("--settings", type=Path, default=Path(DEFAULT_FILE), help="settings file; section [http]")
     given = parser.parse_args(arguments)
     try:
+        if given.verb == "serve":
+            from serving.http_service.server import serve  # noqa: PLC0415 -- an extra, which those who only import the library do without
+
+            logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+            serve(given.settings)
+            return 0
         return _feedback(given.file, given.settings, as_json=given.json)
     except (DependencyAwayError, BacklogFullError) as error:
         return _fail(error, AWAY)

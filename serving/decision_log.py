@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+import hiredis
 import msgspec
-import redis
 
 from bandit.records import Decision
 from feature_repo import names
 from feature_repo.partitions import partition
-from serving.connection import away
 
 _encoder = msgspec.msgpack.Encoder()
 
 
-class DecisionLog:
-    """Appends decisions. `training` moves them to Parquet and trims the streams; nothing is trimmed by length."""
+def append_command(decision: Decision) -> bytes:
+    """The packed command that logs one decision: *accepted* when Redis has answered, *durable* as its own `appendfsync` makes it.
 
-    def __init__(self, client: redis.Redis, url: str) -> None:
-        """Write through this client; `url` is for messages."""
-        self._client, self._url = client, url
-
-    def append(self, decision: Decision) -> None:
-        """Log one decision: *accepted* when this returns, *durable* as Redis' own `appendfsync` makes it.
-
-        Raises: DependencyAwayError; the decision may then be in the log or not.
-        """
-        key = names.DECISIONS_KEY % partition(decision.user_id)
-        try:
-            self._client.xadd(key, {names.RECORD_FIELD: _encoder.encode(decision)})
-        except redis.RedisError as error:
-            raise away(self._url, error) from error
+    `training` moves decisions to Parquet and trims the streams; nothing is trimmed by length.
+    """
+    key = names.DECISIONS_KEY % partition(decision.user_id)
+    command: tuple[str | bytes, ...] = ("XADD", key, "*", names.RECORD_FIELD, _encoder.encode(decision))
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub asks for tuples of one
+    return packed

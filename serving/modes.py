@@ -9,6 +9,7 @@ import msgspec
 
 from bandit.errors import InvalidValueError
 from bandit.records import Decision, Query
+from serving.selection import Selection
 
 EXISTING = "existing"  # policy of a decision that the caller made
 ONLINE = "online"
@@ -64,4 +65,18 @@ def served_as_passed(decision: Decision, existing: Existing, mode: str) -> Decis
     caps = [max(cap, quota) for cap, quota in zip(decision.caps, quotas, strict=True)]
     return msgspec.structs.replace(
         decision, policy=EXISTING, mode=mode, k=len(existing.queries), queries=list(existing.queries), quotas=quotas, caps=caps
+    )
+
+
+def unlogged(existing: Existing, reason: str, *, degraded: bool) -> Selection:
+    """A caller's own choice for a user who has no such clusters: it is served all the same."""
+    return Selection(
+        decision_id="",
+        queries=existing.queries,
+        policy=EXISTING,
+        model_version="",
+        degraded=degraded,
+        logged=False,
+        reason=reason,
+        quotas=existing.quotas,
     )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import secrets
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
+import hiredis
 import numpy as np
 
 from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError
@@ -22,53 +18,54 @@ from bandit.experiment import arm_of
 from bandit.featurize import FEATURE_VERSION, featurize
 from bandit.inputs import pack_inputs
 from bandit.policies import FALLBACK, Candidates, plan
-from bandit.records import Decision, Query, uuid7
-from bandit.sampling import inclusion, item_propensities, systematic
+from bandit.records import Decision
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
-from bandit.types import ClusterRewards, Floats, Prior, Profile, Rate
+from bandit.types import ClusterRewards, Prior, Profile, Rate
+from serving.address import Address
+from serving.async_wire import AsyncWire
+from serving.breaker import CircuitBreaker
 from serving.connection import connect
-from serving.decision_log import DecisionLog
+from serving.decision_log import append_command
+from serving.drawing import draw
 from serving.features import FeatureReader
-from serving.modes import EXISTING, Existing, check_mode, served_as_passed
+from serving.modes import Existing, check_mode, served_as_passed, unlogged
+from serving.remembered import Remembered, Row, profile_of
+from serving.request import Request
+from serving.selection import Selection
 from serving.served_model import ServedModel
+from serving.wire import Wire
 
 log = logging.getLogger(__name__)
 
 _UNTRAINED_MEAN = 0.1  # prior mean while no model has brought one, reward per impression
+# Shares of the deadline. One caller after the other finds that Redis is away, so that there is time left to answer each without it.
+_PATIENCE_SHARE = 0.5  # that one exchange may take
+_READ_SHARE = 0.75  # that may have passed when the features are there
+_LOG_SHARE = 0.9  # that may have passed when the log has answered
+_AT_ONCE = 100  # users whose features one pipeline reads
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """The queries of one request.
-
-    decision_id: to be echoed by the feedback; empty when nothing was decided.
-    degraded: the features or the log could not be reached; `reason` says what happened, also for an empty or short selection.
-    logged: the decision is in the log, so that its feedback can be attributed.
-    quotas: expected queries of each candidate cluster, what was drawn from.
-    """
-
-    decision_id: str
-    queries: Sequence[Query]
-    policy: str
-    model_version: str
-    degraded: bool = False
-    logged: bool = True
-    reason: str = ""
-    quotas: Mapping[str, float] = field(default_factory=dict)
+Steps: TypeAlias = Generator[bytes, Any, Selection]
+Observer: TypeAlias = Callable[[Selection, float], None]
 
 
 class QuerySelector:
     """The library that a retrieval service calls. One selector per process serves all its threads."""
 
-    def __init__(self, settings: Settings, reader: FeatureReader, decisions: DecisionLog, model: ServedModel) -> None:
+    def __init__(self, settings: Settings, reader: FeatureReader, model: ServedModel) -> None:
         """Put together from its parts; `QuerySelector.open` makes them from the settings file."""
-        self._settings, self._reader, self._decisions, self._model = settings, reader, decisions, model
+        self._settings, self._reader, self._model = settings, reader, model
         self._shares = settings.experiment.shares()
         self._half_lives = settings.reward.half_lives()
         self._exploration = settings.policy.exploration()
         self._untrained = Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=settings.policy.prior_strength))
-        self._remembering = threading.Lock()
-        self._remembered: OrderedDict[str, tuple[Profile, ClusterRewards | None]] = OrderedDict()
+        self._remembered = Remembered(settings.serving.remembered_profiles)
+        self._deadline = settings.serving.deadline_ms / 1000.0
+        patience = _PATIENCE_SHARE * self._deadline
+        address, connections = Address.of(settings.redis_url), settings.serving.connections
+        self.breaker = CircuitBreaker(failures=settings.serving.breaker_failures, pause=settings.serving.breaker_seconds)
+        self._wire = Wire(address, self.breaker, connections=connections, patience=patience)
+        self._async_wire = AsyncWire(address, self.breaker, in_flight=connections, patience=patience)
+        self.observer: Observer | None = None  # called with each selection and the seconds that it took
 
     @classmethod
     def open(cls, path: str | Path = DEFAULT_FILE) -> Self:
@@ -80,8 +77,7 @@ class QuerySelector:
         timeout = settings.serving.deadline_ms / 1000.0
         reader = FeatureReader(settings.feature_repo_path, settings.redis_url, timeout=timeout)
         client = connect(settings.redis_url, timeout=timeout)
-        model = ServedModel(client, poll_seconds=settings.serving.model_poll_seconds)
-        return cls(settings, reader, DecisionLog(client, settings.redis_url), model)
+        return cls(settings, reader, ServedModel(client, poll_seconds=settings.serving.model_poll_seconds))
 
     def __enter__(self) -> Self:
         """Nothing to do: an open selector is ready."""
@@ -92,8 +88,10 @@ class QuerySelector:
         self.close()
 
     def close(self) -> None:
-        """Stop watching for models. Every decision that was returned is in the log already."""
+        """Stop watching for models, and disconnect. Every decision that was returned is in the log already."""
         self._model.close()
+        self._reader.close()
+        self._wire.close()
 
     def refresh_model(self) -> str:
         """Take over a newly promoted model now instead of at the next look; returns the version that serves."""
@@ -104,6 +102,11 @@ class QuerySelector:
     def model_version(self) -> str:
         """Version of the model that serves now, empty without one."""
         return self._model.current[0] if self._model.current else ""
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that serves, and where it comes from."""
+        return self._model
 
     def select(
         self,
@@ -133,41 +136,139 @@ class QuerySelector:
 
         Raises: InvalidValueError for k <= 0 or an empty user_id.
         """
-        if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
-            raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
-        if not user_id or not isinstance(user_id, str):
-            raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
+        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
         check_mode(self._settings.serving.mode, existing)
-        now = time.time_ns() // 1000 if now is None else now
-        seed = secrets.randbits(63) if seed is None else seed
+        steps = self._steps(request)
+        command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
+        while True:
+            answer: Any
+            try:
+                (answer,) = self._wire.exchange(command, 1, deadline, request.prepare)
+            except DependencyAwayError as error:
+                answer = error
+            try:
+                command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
+            except StopIteration as done:
+                return self._done(request, done.value)
+
+    async def select_async(
+        self,
+        user_id: str,
+        k: int,
+        context: Mapping[str, str] | None = None,
+        *,
+        caps: Mapping[str, int] | None = None,
+        fallback: Mapping[str, Sequence[str]] | None = None,
+        existing: Existing | None = None,
+        now: int | None = None,
+        seed: int | None = None,
+    ) -> Selection:
+        """`select` for asyncio: the same decision, and nothing blocks the loop. A selector serves one loop."""
+        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
+        check_mode(self._settings.serving.mode, existing)
+        steps = self._steps(request)
+        command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
+        while True:
+            answer: Any
+            try:
+                (answer,) = await self._async_wire.exchange(command, 1, deadline)
+            except DependencyAwayError as error:
+                answer = error
+            try:
+                command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
+            except StopIteration as done:
+                return self._done(request, done.value)
+
+    async def close_async(self) -> None:
+        """`close`, from the loop that `select_async` was called on."""
+        self._async_wire.close()
+        self.close()
+
+    def select_many(
+        self,
+        user_ids: Sequence[str],
+        k: int,
+        context: Mapping[str, str] | None = None,
+        *,
+        now: int | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Selection]:
+        """Choose for many users, each as `select` would with the same seed: a pipeline reads them, another one logs them.
+
+        Args:
+            user_ids: as in the features; one that comes twice gets two decisions.
+            k: queries wanted of each.
+            context: of all of them; logged.
+            now: UTC microseconds; the clock if None.
+            seeds: one for each user; random if None.
+
+        Returns: selections in the order of the users. Each hundred of users has the deadline of one call.
+
+        Raises: InvalidValueError as `select`, or for another number of seeds than users.
+        """
+        if seeds is not None and len(seeds) != len(user_ids):
+            raise InvalidValueError("seeds", expected=f"one for each of {len(user_ids)} users", received=len(seeds))
+        check_mode(self._settings.serving.mode, None)
+        selections: list[Selection] = []
+        for start in range(0, len(user_ids), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            given = seeds[part] if seeds is not None else [None] * len(user_ids[part])
+            requests = [Request.of(user, k, context, now=now, seed=seed) for user, seed in zip(user_ids[part], given, strict=True)]
+            selections += self._select_part(requests)
+        return selections
+
+    def _select_part(self, requests: Sequence[Request]) -> list[Selection]:
+        started = time.monotonic()
+        running = [(request, self._steps(request)) for request in requests]
+        waiting = [(steps, next(steps)) for _, steps in running]
+        made: dict[Steps, Selection] = {}
+        for share in (_READ_SHARE, _LOG_SHARE):
+            answers: Sequence[Any]
+            try:
+                answers = self._wire.exchange(b"".join(command for _, command in waiting), len(waiting), started + share * self._deadline)
+            except DependencyAwayError as error:
+                answers = [error] * len(waiting)
+            following = []
+            for (steps, _), answer in zip(waiting, answers, strict=True):
+                try:
+                    following.append((steps, steps.send(answer)))
+                except StopIteration as done:
+                    made[steps] = done.value
+            waiting = following
+            if not waiting:
+                break
+        return [self._done(request, made[steps]) for request, steps in running]
+
+    def _done(self, request: Request, selection: Selection) -> Selection:
+        if self.observer is not None:
+            self.observer(selection, time.monotonic() - request.started)
+        return selection
+
+    def _steps(self, request: Request) -> Steps:
+        """One request, without its input and output: gives the command to send, is sent what came back, and returns the selection."""
         reason, reachable = "", True
+        answer = yield self._reader.command(request.user_id)
         try:
-            profile, rewards = self._reader.read(user_id)
-            self._remember(user_id, profile, rewards)
+            if isinstance(answer, DependencyAwayError):
+                raise answer
+            row = self._reader.row(request.user_id, answer)
+            self._remembered.keep(request.user_id, row)
         except (DependencyAwayError, FeatureStoreError) as error:
-            log.warning("select degraded: %s", error)
+            log.debug("select degraded: %s", error)
             reason, reachable = str(error), not isinstance(error, DependencyAwayError)
-            profile, rewards = self._remembered.get(user_id) or (_profile_of(fallback), None)
-        if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):
-            return unlogged(existing, reason or "unknown user or clusters: served as passed, not logged", degraded=bool(reason))
-        if profile is None or not len(profile):
-            return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=bool(reason))
-        decision = self._decide(user_id, k, dict(context or {}), (profile, rewards), caps, now, seed, degraded=bool(reason))
-        if decision is None:
-            return self._nothing(reason or "no cluster may be queried", degraded=bool(reason))
-        if existing is not None:
-            if not existing.covered_by(decision.cluster_ids):
-                return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=bool(reason))
-            decision = served_as_passed(decision, existing, self._settings.serving.mode)
+            late = time.monotonic() > request.started + self._deadline  # a draw would make it later
+            row = (None, None) if late else self._remembered.of(request.user_id) or (profile_of(request.fallback), None)
+        decision = self._decision_or_nothing(request, row, reason)
+        if isinstance(decision, Selection):
+            return decision
         logged = reachable  # a log that is as far away as the features would take another deadline to say so
-        try:
-            if reachable:
-                self._decisions.append(decision)
-        except DependencyAwayError as error:
-            log.warning("decision not logged: %s", error)
-            reason, logged = reason or str(error), False
-        if not reason and len(decision.queries) < k:
-            reason = f"{len(decision.queries)} of {k} queries: the clusters have no more"
+        if reachable:
+            answer = yield append_command(decision)
+            if isinstance(answer, DependencyAwayError | hiredis.ReplyError):
+                log.debug("decision not logged: %s", answer)
+                reason, logged = reason or str(answer), False
+        if not reason and len(decision.queries) < request.k:
+            reason = f"{len(decision.queries)} of {request.k} queries: the clusters have no more"
         return Selection(
             decision_id=decision.decision_id,
             queries=decision.queries,
@@ -179,62 +280,84 @@ class QuerySelector:
             quotas=dict(zip(decision.cluster_ids, decision.quotas, strict=True)),
         )
 
+    def _decision_or_nothing(self, request: Request, row: Row, reason: str) -> Decision | Selection:
+        """What is to be logged, or the selection of a request for which there is nothing to log."""
+        (profile, rewards), existing, degraded = row, request.existing, bool(reason)
+        if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):
+            return unlogged(existing, reason or "unknown user or clusters: served as passed, not logged", degraded=degraded)
+        if profile is None or not len(profile):
+            return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=degraded)
+        try:
+            decision = self._decide(request, (profile, rewards), degraded=degraded)
+        except InvalidValueError as error:
+            log.error("decision refused: %s", error)  # noqa: TRY400 -- one line
+            return self._nothing(f"decision refused: {error}", degraded=True)
+        if decision is None:
+            return self._nothing(reason or "no cluster may be queried", degraded=degraded)
+        if existing is None:
+            return decision
+        if not existing.covered_by(decision.cluster_ids):
+            return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=degraded)
+        return served_as_passed(decision, existing, self._settings.serving.mode)
+
     def _decide(
         self,
-        user_id: str,
-        k: int,
-        context: dict[str, str],
+        request: Request,
         row: tuple[Profile, ClusterRewards | None],
-        caps: Mapping[str, int] | None,
-        now: int,
-        seed: int,
         *,
         degraded: bool,
     ) -> Decision | None:
+        """The decision, None when no cluster may be queried. Raises: InvalidValueError for one that must not leave the process."""
         profile, rewards = row
+        k, now, caps = request.k, request.now, request.caps
         version, model = self._model.current or ("", None)
-        arm, policy = self._arm(user_id)
+        arm, policy = self._arm(request.user_id)
         if policy == "bandit" and model is None:
             policy = FALLBACK
         prior = model.prior if model else self._untrained
         evidence = align(profile, rewards, now, self._half_lives)
-        features = featurize(profile, evidence, prior, now, context)
-        limit = np.minimum(profile.query_counts(), self._settings.policy.max_queries_per_cluster).astype(np.float64)
+        features = featurize(profile, evidence, prior, now, request.context)
+        limit = np.minimum(profile.query_counts(), float(self._settings.policy.max_queries_per_cluster))
         if caps is not None:
             limit = np.minimum(limit, [max(caps.get(cluster_id, 0), 0) for cluster_id in profile.cluster_ids])
-        rows = np.flatnonzero(limit > 0.0)
-        if not len(rows):
-            return None
         candidates = Candidates(
-            actions=profile.action_counts.sum(axis=1)[rows],
-            importance=profile.importance[rows],
-            evidence=evidence.take(rows),
-            features=features[rows],
+            actions=profile.actions,
+            importance=profile.importance,
+            evidence=evidence,
+            features=features,
             prior=prior,
             model=model,
             exploration=model.manifest.exploration if model else self._exploration,
         )
-        planned = plan(policy, candidates, k, limit[rows])
-        rng = np.random.default_rng(seed)
-        queries = draw(profile, rows, planned.quotas, rng)
+        rows: Sequence[int] = range(len(profile))
+        cluster_ids, kept = profile.cluster_ids, None
+        if not limit.min() > 0.0:
+            kept = np.flatnonzero(limit > 0.0)
+            if not len(kept):
+                return None
+            rows, candidates, limit = kept.tolist(), candidates.take(kept), limit[kept]
+            cluster_ids = [cluster_ids[row] for row in rows]
+        planned = plan(policy, candidates, k, limit)
+        quotas = planned.quotas.tolist()
+        queries = draw(profile, rows, quotas, request.rng)
         return Decision(
-            decision_id=uuid7(now, hashlib.blake2b(f"{user_id}\0{seed}".encode(), digest_size=10).digest()),
-            user_id=user_id,
+            decision_id=request.decision_id,
+            user_id=request.user_id,
             decided_at=now,
             policy=policy,
             model_version=version,
             k=k,
-            seed=seed,
+            seed=request.seed,
             feature_version=FEATURE_VERSION,
-            cluster_ids=[profile.cluster_ids[row] for row in rows],
-            features=candidates.features.astype("<f4").tobytes(),
+            cluster_ids=cluster_ids,
+            features=candidates.features.astype("<f4", copy=False).tobytes(),
             scores=planned.scores.tolist(),
-            quotas=planned.quotas.tolist(),
-            caps=limit[rows].tolist(),
+            quotas=quotas,
+            caps=limit.tolist(),
             queries=queries,
-            context=context,
+            context=request.context,
             degraded=degraded,
-            inputs=pack_inputs(profile, evidence, rows),
+            inputs=pack_inputs(profile, evidence, kept),
             arm=arm,
         )
 
@@ -242,15 +365,6 @@ class QuerySelector:
         """The user's arm of the experiment, empty without one, and the policy that chooses there."""
         arm = arm_of(user_id, self._settings.experiment.salt, self._shares) if self._shares else ""
         return arm, self._settings.experiment.arms[arm].policy if arm else self._settings.policy.name
-
-    def _remember(self, user_id: str, profile: Profile | None, rewards: ClusterRewards | None) -> None:
-        if profile is None or not self._settings.serving.remembered_profiles:
-            return
-        with self._remembering:
-            self._remembered[user_id] = (profile, rewards)
-            self._remembered.move_to_end(user_id)
-            while len(self._remembered) > self._settings.serving.remembered_profiles:
-                self._remembered.popitem(last=False)
 
     def _nothing(self, reason: str, *, degraded: bool) -> Selection:
         return Selection(
@@ -262,62 +376,3 @@ class QuerySelector:
             logged=False,
             reason=reason,
         )
-
-
-def unlogged(existing: Existing, reason: str, *, degraded: bool) -> Selection:
-    """A caller's own choice for a user who has no such clusters: it is served all the same."""
-    return Selection(
-        decision_id="",
-        queries=existing.queries,
-        policy=EXISTING,
-        model_version="",
-        degraded=degraded,
-        logged=False,
-        reason=reason,
-        quotas=existing.quotas,
-    )
-
-
-def draw(profile: Profile, rows: np.ndarray[tuple[int], np.dtype[np.int64]], quotas: Floats, rng: np.random.Generator) -> list[Query]:
-    """Draw queries: how many of each cluster by systematic sampling over the quotas, then which items in the same way.
-
-    Args:
-        profile: the user's clusters.
-        rows: positions of the candidates in the profile, (n,).
-        quotas: expected queries of each candidate, (n,).
-        rng: the only source of randomness.
-
-    Returns: queries, each with its exact inclusion probability.
-    """
-    counts = systematic(quotas, rng)
-    queries = []
-    for position in np.flatnonzero(counts):
-        row = int(rows[position])
-        items, weights = profile.queries_of(row)
-        propensities = item_propensities(weights, float(quotas[position]))
-        taken = systematic(inclusion(weights, int(counts[position])), rng)
-        queries += [
-            Query(item_id=items[item], cluster_id=profile.cluster_ids[row], propensity=min(float(propensities[item]), 1.0))
-            for item in np.flatnonzero(taken)
-        ]
-    return queries
-
-
-def _profile_of(fallback: Mapping[str, Sequence[str]] | None) -> Profile | None:
-    """A profile that knows nothing but which items there are."""
-    if not fallback:
-        return None
-    n, items = len(fallback), [item for group in fallback.values() for item in group]
-    return Profile(
-        cluster_ids=list(fallback),
-        topic_ids=np.full(n, -1),
-        topic_history=np.zeros(n),
-        item_counts=np.array([len(group) for group in fallback.values()], np.int64),
-        action_types=[],
-        action_counts=np.zeros((n, 0)),
-        importance=np.ones(n),
-        last_action_at=np.zeros(n, np.int64),
-        query_items=items,
-        query_weights=np.ones(len(items)),
-        query_offsets=np.cumsum([0, *(len(group) for group in fallback.values())]),
-    )

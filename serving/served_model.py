@@ -50,9 +50,10 @@ class ServedModel:
             self._refused = pointer
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and disconnect."""
         self._stop.set()
         self._thread.join()
+        self._client.close()
 
     def _watch(self) -> None:
         while not self._stop.wait(self._poll_seconds):

@@ -113,6 +113,12 @@ def feedback(context: typer.Context) -> None:
     _serving("feedback", context)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def serve(context: typer.Context) -> None:
+    """Serve selections over HTTP (`query-rewards serve --help`)."""
+    _serving("serve", context)
+
+
 @app.command()
 def stream(
     settings_file: SettingsFile = Path(DEFAULT_FILE),

@@ -6,6 +6,7 @@ Source: Pal et al., PinnerSage, KDD 2020: Ward's method cut at a distance thresh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -45,6 +46,29 @@ class UserClusters:
     query_items: list[Ints]
     query_weights: list[Floats]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle few long arrays: worker processes hand back some hundred short ones per user otherwise, one by one."""
+        long = [(np.concatenate(parts), [len(part) for part in parts]) for parts in (self.members, self.query_items, self.query_weights)]
+        plain = self.medoids, self.left_out, self.item_counts, self.action_counts, self.importance, self.last_action_at
+        return _unpickled, (self.user_id, plain, long)
+
+
+def _unpickled(user_id: str, plain: tuple[Any, ...], long: list[tuple[Any, list[int]]]) -> UserClusters:
+    medoids, left_out, item_counts, action_counts, importance, last_action_at = plain
+    members, query_items, query_weights = (np.split(flat, np.cumsum(sizes)[:-1]) for flat, sizes in long)
+    return UserClusters(
+        user_id=user_id,
+        medoids=medoids,
+        left_out=left_out,
+        members=members,
+        item_counts=item_counts,
+        action_counts=action_counts,
+        importance=importance,
+        last_action_at=last_action_at,
+        query_items=query_items,
+        query_weights=query_weights,
+    )
+
 
 def ward_clusters(vectors: Floats32, threshold: float) -> Ints:
     """Cluster number (from 0) of each vector: Ward's method, cut where the merge height passes `threshold`. Shape (m,)."""
@@ -60,6 +84,16 @@ def medoid(vectors: Floats) -> int:
     """
     distances = ((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1)
     return int(np.argmax(distances <= distances.min() + _TIE))
+
+
+def first_medoids(vectors: Floats, starts: Ints) -> Ints:
+    """`medoid` of many clusters at once: those of cluster i are vectors[starts[i]:starts[i + 1]]. Returns places in `vectors`."""
+    sizes = np.diff(starts, append=len(vectors))
+    cluster = np.repeat(np.arange(len(starts)), sizes)
+    means = np.add.reduceat(vectors, starts, axis=0) / sizes[:, None]
+    distances = ((vectors - means[cluster]) ** 2).sum(axis=1)
+    near = np.flatnonzero(distances <= np.minimum.reduceat(distances, starts)[cluster] + _TIE)
+    return near[np.searchsorted(near, starts)]
 
 
 def importance_terms(occurred_at: Ints, as_of: int, decay_per_day: float) -> Floats:
@@ -93,9 +127,12 @@ def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings
     np.maximum.at(latest, owner, history.occurred_at[kept])
     ranked = np.argsort(-importance, kind="stable")
     order = ranked[: settings.max_clusters]
-    groups = [np.flatnonzero(label == cluster) for cluster in ranked]
-    medoids = np.array([items[group[medoid(vectors[items[group]].astype(np.float64))]] for group in groups], np.int64)
-    best = [group[np.argsort(-weight[group], kind="stable")[: settings.items_per_cluster]] for group in groups[: len(order)]]
+    by_cluster = np.argsort(label, kind="stable")
+    starts = np.searchsorted(label[by_cluster], np.arange(n))
+    medoids = items[by_cluster[first_medoids(vectors[items[by_cluster]].astype(np.float64), starts)]][ranked]
+    groups = _in_order(np.split(by_cluster, starts[1:]), ranked)
+    by_weight = np.lexsort((-weight, label))
+    best = [group[: settings.items_per_cluster] for group in _in_order(np.split(by_weight, starts[1:]), order)]
     return UserClusters(
         user_id=history.user_id,
         medoids=medoids[: len(order)],
@@ -108,3 +145,7 @@ def cluster_user(history: UserHistory, vectors: Floats32, actions: int, settings
         query_items=[items[places] for places in best],
         query_weights=[weight[places] for places in best],
     )
+
+
+def _in_order(groups: list[Ints], order: Ints) -> list[Ints]:
+    return [groups[place] for place in order]

@@ -21,8 +21,8 @@ from bandit.types import Prior, Rate
 from feature_repo import names
 from feature_repo.partitions import partition
 from serving import QuerySelector, Selection
+from serving.drawing import draw
 from serving.features import FeatureReader
-from serving.selector import draw
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import linear_model, random_model
 from tests.tables_made import NOW

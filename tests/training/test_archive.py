@@ -20,9 +20,12 @@ from bandit.records import Decision, Feedback
 from bandit.settings import Settings
 from feature_repo import names
 from feature_repo.partitions import partition
+from serving.address import Address
+from serving.breaker import CircuitBreaker
 from serving.connection import connect
-from serving.decision_log import DecisionLog
+from serving.decision_log import append_command
 from serving.feedback_log import FeedbackLog
+from serving.wire import Wire
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, write_feedback
 from training import archive as step
@@ -37,9 +40,9 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 
 def log(settings: Settings, decisions: list[Decision]) -> None:
     """Log as serving does."""
-    writer = DecisionLog(connect(settings.redis_url, timeout=5.0), settings.redis_url)
-    for made in decisions:
-        writer.append(made)
+    wire = Wire(Address.of(settings.redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
+    wire.exchange(b"".join(append_command(made) for made in decisions), len(decisions), time.monotonic() + 5.0)
+    wire.close()
 
 
 def many(count: int, *, start: int = 0) -> list[Decision]:

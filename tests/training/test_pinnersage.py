@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from bandit.settings import ClusteringSettings
 from tests.tables_made import DAY, NOW, unit_vectors
-from training.pinnersage import UserClusters, UserHistory, cluster_user, importance_terms, medoid, ward_clusters
+from training.pinnersage import UserClusters, UserHistory, cluster_user, first_medoids, importance_terms, medoid, ward_clusters
 
 SEEDS = range(6)
 
@@ -169,3 +170,29 @@ def test_a_user_with_one_item_has_one_cluster() -> None:
     assert result.item_counts.tolist() == [1]
     assert [items.tolist() for items in result.query_items] == [[5]]
     assert result.importance.tolist() == pytest.approx([math.exp(-0.02)], rel=1e-12)
+
+
+def test_medoids_of_many_clusters_at_once_are_those_of_each():
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        sizes = rng.integers(1, 9, int(rng.integers(1, 12)))
+        starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+        vectors = np.round(rng.normal(size=(int(sizes.sum()), 3)), 1)  # rounded: pairs tie
+        each = [start + medoid(vectors[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+        assert first_medoids(vectors, starts).tolist() == each
+
+
+def test_a_pickled_user_is_the_same_user():
+    rng = np.random.default_rng(6)
+    history = UserHistory(
+        user_id="u", items=rng.integers(0, 60, 80), actions=rng.integers(0, 3, 80), occurred_at=np.sort(rng.integers(0, 10**12, 80))
+    )
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    made = cluster_user(history, vectors, 3, ClusteringSettings(max_clusters=5, distance_threshold=2.0), 10**12)
+    again = pickle.loads(pickle.dumps(made))
+    assert again.user_id == made.user_id
+    for name in UserClusters.__slots__[1:]:
+        first, second = getattr(made, name), getattr(again, name)
+        for left, right in zip(first, second, strict=True):
+            np.testing.assert_array_equal(left, right)
+            assert left.dtype == right.dtype

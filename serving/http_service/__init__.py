@@ -1,0 +1,1 @@
+"""The selector as an HTTP service: `query-rewards serve`."""

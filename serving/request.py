@@ -1,0 +1,79 @@
+"""One call of `select`, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from bandit.errors import InvalidValueError
+from bandit.records import uuid7
+from serving.modes import Existing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, and when: `now` in UTC microseconds, `started` on the clock of time.monotonic."""
+
+    user_id: str
+    k: int
+    context: dict[str, str]
+    caps: Mapping[str, int] | None
+    fallback: Mapping[str, Sequence[str]] | None
+    existing: Existing | None
+    now: int
+    seed: int
+    started: float
+
+    @classmethod
+    def of(
+        cls,
+        user_id: str,
+        k: int,
+        context: Mapping[str, str] | None = None,
+        *,
+        caps: Mapping[str, int] | None = None,
+        fallback: Mapping[str, Sequence[str]] | None = None,
+        existing: Existing | None = None,
+        now: int | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Check what `QuerySelector.select` was called with; the clock and the system's randomness fill what is None.
+
+        Raises: InvalidValueError.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
+            raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
+        if not user_id or not isinstance(user_id, str):
+            raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
+        return cls(
+            user_id=user_id,
+            k=k,
+            context=dict(context or {}),
+            caps=caps,
+            fallback=fallback,
+            existing=existing,
+            now=time.time_ns() // 1000 if now is None else now,
+            seed=secrets.randbits(63) if seed is None else seed,
+            started=time.monotonic(),
+        )
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """The randomness of this request, from its seed alone."""
+        return np.random.default_rng(self.seed)
+
+    @cached_property
+    def decision_id(self) -> str:
+        """The same for the same user, seed and time."""
+        return uuid7(self.now, hashlib.blake2b(f"{self.user_id}\0{self.seed}".encode(), digest_size=10).digest())
+
+    def prepare(self) -> None:
+        """Make what does not depend on the features: called while Redis reads them."""
+        self.rng, self.decision_id  # noqa: B018 -- cached
