@@ -30,7 +30,8 @@ WITH unique_events AS (
     SELECT event_id, min(user_id) AS user_id, min(cluster_id) AS cluster_id, min(action) AS action, epoch_us(min(occurred_at)) AS happened
     FROM read_parquet('{file}') GROUP BY event_id
 ), faded AS (
-    SELECT user_id, cluster_id, action, happened, pow(2.0, (happened - {now}) / {session}) AS session, pow(2.0, (happened - {now}) / {long}) AS long,
+    SELECT user_id, cluster_id, action, happened,
+        pow(2.0, (happened - {now}) / {session}) AS session, pow(2.0, (happened - {now}) / {long}) AS long,
         CASE action WHEN 'repin' THEN 1.0 WHEN 'click' THEN 0.5 WHEN 'closeup' THEN 0.25 WHEN 'hide' THEN -1.0 ELSE 0.0 END AS reward
     FROM unique_events WHERE happened <= {now}
 )
