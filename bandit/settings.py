@@ -147,10 +147,8 @@ class TrainingSettings(_Section):
     learner_options: str = "--coin"  # of Vowpal Wabbit, beside those that the export relies on
     seed: int = 1
     timeout_seconds: float = Field(600.0, gt=0)
-    every_seconds: float = Field(
-        0.0, ge=0
-    )  # between two small updates of `query-rewards learn`; 0: the served model changes by retrain only
-    held_out: float = Field(0.1, gt=0, lt=1)  # newest part of the rows, which a small update is judged on
+    every_seconds: float = Field(0.0, ge=0)  # between two small updates of `query-rewards learn`; 0: none
+    held_out: float = Field(0.2, gt=0, lt=1)  # newest part of the rows: not learned from, but judged on by the gate
     largest_update: float = Field(0.05, gt=0)  # mean change of the predictions, reward per impression, that counts as small
 
 

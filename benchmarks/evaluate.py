@@ -62,6 +62,7 @@ def row_group(rng: np.random.Generator, *, features: bool) -> pa.Table:
     columns = {
         "decision_id": pa.array(np.arange(GROUP)).cast(pa.string()),
         "user_id": pa.array([f"user-{number}" for number in rng.integers(0, USERS, GROUP)]),
+        "decided_at": pa.array(np.arange(GROUP)),
         "policy": pa.array(["bandit"] * GROUP),
         "model_version": pa.array(["1"] * GROUP),
         "arm": pa.array([""] * GROUP),

@@ -69,7 +69,7 @@ class Sizes:
     events: int = 1_000_000
 
 
-SHORT = Sizes(calls="every write", kills=8, restarts=2, cuts=6, freezes=6, events=20_000)
+SHORT = Sizes(calls="every write", kills=8, restarts=2, cuts=3, freezes=4, events=20_000)
 
 
 class Server:

@@ -188,7 +188,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """What a policy would have earned on logged traffic, and whether that can be told. Exit 0 for better, 3 otherwise."""
-    from training.evaluate import as_dict  # noqa: PLC0415
+    from training.evaluation import as_dict  # noqa: PLC0415
 
     if logs is not None:
         from training import foreign_logs  # noqa: PLC0415

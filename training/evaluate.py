@@ -6,30 +6,30 @@ import multiprocessing
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bandit.diagnostics import Audit, Diagnostics, audit, diagnose
+from bandit.diagnostics import audit, diagnose
 from bandit.errors import EmptyLogError, InvalidPropensityError, InvalidTableError, InvalidValueError
 from bandit.estimators import ESTIMATORS
 from bandit.estimators.batch import BUCKETS, Batch, refuse_bad_propensities
-from bandit.estimators.state import State
 from bandit.featurize import FEATURE_NAMES
-from bandit.gate import Gate, Verdict, judge
+from bandit.gate import Gate
 from bandit.inputs import INPUTS
-from bandit.intervals import percentiles, resample
-from bandit.lift import absolute_lift, differences, relative_lift
+from bandit.lift import differences
 from bandit.model import LinearModel
 from bandit.policy_rows import ROW_POLICIES, Rows
 from bandit.reward import RewardScheme
 from bandit.types import Floats, Ints
+from training.evaluation import Evaluation, Valued, conclude
 from training.outcomes import RATES, TOTALS, flat, left_out, padded, read_group
 
 LOGGED = "logged"  # the baseline that is what was really drawn from
@@ -56,46 +56,32 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Valued:
-    """What was summed of a part of a log: states by estimator of the target and of the baseline, their difference, and the checks."""
+class Only:
+    """Which decisions count: those of one model version, and those later than what taught a model (UTC microseconds); all by default."""
 
-    target: Mapping[str, State]
-    baseline: Mapping[str, State]
-    difference: State
-    diagnostics: Diagnostics
-    audit: Audit
+    model: str = ""
+    after: int = 0
 
-    def __add__(self, other: Valued) -> Valued:
-        """Both parts together."""
-        return Valued(
-            target={name: state + other.target[name] for name, state in self.target.items()},
-            baseline={name: state + other.baseline[name] for name, state in self.baseline.items()},
-            difference=self.difference + other.difference,
-            diagnostics=self.diagnostics + other.diagnostics,
-            audit=self.audit + other.audit,
-        )
+    @property
+    def columns(self) -> list[str]:
+        """What it must be told by."""
+        return [*(["model_version"] if self.model else []), *(["decided_at"] if self.after else [])]
 
+    def notes(self) -> list[str]:
+        """What a reader should know of it."""
+        moment = datetime.fromtimestamp(self.after / 1e6, UTC)
+        return [f"only decisions after {moment:%Y-%m-%d %H:%M} count: those before taught a model"] if self.after else []
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """The verdict on a target, and everything that it rests on.
-
-    Values are reward per decision: {estimator: {value, low, high}}, 95 % intervals resampled by user. `lift` is relative to the
-    baseline, an interval that holds at every look.
-    """
-
-    target: str
-    baseline: str
-    verdict: str
-    reasons: list[str]
-    notes: list[str]
-    decisions: int
-    values: dict[str, dict[str, float]]
-    baseline_values: dict[str, dict[str, float]]
-    lift: dict[str, float]
-    diagnostics: dict[str, float]
-    audit: dict[str, float]
-    weights: list[float] = field(default_factory=list)
+    def mask(self, record: pa.RecordBatch) -> npt.NDArray[np.bool_] | None:
+        """Which rows count, None for all."""
+        if not self.columns:
+            return None
+        mask = np.ones(record.num_rows, np.bool_)
+        if self.model:
+            mask &= np.asarray(pc.equal(record["model_version"], self.model))
+        if self.after:
+            mask &= record["decided_at"].to_numpy() > self.after
+        return mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +94,7 @@ class Job:
     estimators: tuple[str, ...]
     reward_model: tuple[float, float]
     scheme: RewardScheme
-    only_model: str = ""
+    only: Only
 
 
 def evaluate_log(
@@ -120,7 +106,7 @@ def evaluate_log(
     *,
     rng: np.random.Generator,
     estimators: Sequence[str] = tuple(ESTIMATORS),
-    only_model: str = "",
+    only: Only = Only(),
     processes: int = 1,
 ) -> Evaluation:
     """Value a target on a file of outcomes.
@@ -133,7 +119,7 @@ def evaluate_log(
         scheme: declares the range of rewards.
         rng: of the bootstrap.
         estimators: which to report; the verdict rests on the doubly robust difference in any case.
-        only_model: when given, only decisions that this model version made.
+        only: which decisions count.
         processes: that share the row groups.
 
     Raises: EmptyLogError, InvalidTableError naming the row of a propensity, a quota sum or a reward that cannot be.
@@ -151,12 +137,15 @@ def evaluate_log(
         estimators=tuple(estimators),
         reward_model=fit_reward(file),
         scheme=scheme,
-        only_model=only_model,
+        only=only,
     )
     total: Valued | None = None
     for part in _parts(job, groups, processes):
         total = part if total is None else total + part
-    return conclude(total, target.label, baseline.label, gate, rng, notes)  # type: ignore[arg-type]  # there is a group at least
+    if total is None:
+        raise EmptyLogError("log of outcomes", str(file))
+    doubts = ["no decision is later than those that taught the models"] if only.after and not total.diagnostics.decisions else []
+    return conclude(total, target.label, baseline.label, gate, rng, [*notes, *only.notes()], doubts)
 
 
 def _parts(job: Job, groups: int, processes: int) -> Iterator[Valued]:
@@ -172,13 +161,13 @@ def _parts(job: Job, groups: int, processes: int) -> Iterator[Valued]:
 def value_groups(job: Job, groups: list[int]) -> Valued:
     """Sums over some row groups of the file."""
     wanted = {"user_id", "k", "quotas", "caps", *_CELLS, RATES, *job.target.columns, *job.baseline.columns}
-    columns = [*wanted, *(["model_version"] if job.only_model else [])]
+    columns = [*wanted, *job.only.columns]
     total: Valued | None = None
     done = 0
     for group in groups:
         whole = read_group(job.file, group, columns)
         users = _buckets(whole["user_id"])
-        mine = np.asarray(pc.equal(whole["model_version"], job.only_model)) if job.only_model else None
+        mine = job.only.mask(whole)
         for start in range(0, whole.num_rows, ROWS_AT_ONCE):
             record, bucket = whole.slice(start, ROWS_AT_ONCE), users[start : start + ROWS_AT_ONCE]
             if mine is not None:
@@ -288,66 +277,6 @@ def _buckets(users: pa.Array) -> Ints:
     return np.asarray(buckets[users.indices.to_numpy()], np.int64)
 
 
-def conclude(
-    total: Valued, target: str, baseline: str, gate: Gate, rng: np.random.Generator, notes: Sequence[str], doubts: Sequence[str] = ()
-) -> Evaluation:
-    """The verdict on what was summed.
-
-    Args:
-        total: of the whole log.
-        target: what it is called.
-        baseline: likewise.
-        gate: thresholds.
-        rng: of the bootstrap.
-        notes: what a reader should know.
-        doubts: what keeps anything from being told.
-    """
-    absolute = absolute_lift(total.difference, gate.alpha)
-    reference = "dr" if "dr" in total.baseline else next(iter(total.baseline))
-    lift = relative_lift(absolute, ESTIMATORS[reference].estimate(total.baseline[reference]))
-    verdict: Verdict = judge(gate, total.diagnostics, total.audit, lift, absolute, doubts)
-    found, checked = total.diagnostics, total.audit
-    mean = float(total.difference.totals[0]) / max(total.difference.count, 1)
-    return Evaluation(
-        target=target,
-        baseline=baseline,
-        verdict=verdict.verdict,
-        reasons=list(verdict.reasons),
-        notes=list(notes),
-        decisions=found.decisions,
-        values=_values(total.target, rng),
-        baseline_values=_values(total.baseline, rng),
-        lift={"absolute": mean, "absolute_low": absolute.low, "absolute_high": absolute.high, "low": lift.low, "high": lift.high},
-        diagnostics={
-            "draws": found.draws,
-            "mean_weight": found.mean_weight,
-            "effective_sample_size": found.effective_sample_size,
-            "effective_share": found.effective_share,
-            "largest_weight": found.largest_weight,
-            "unsupported_decision_share": found.unsupported_decision_share,
-            "unsupported_weight_share": found.unsupported_weight_share,
-            "agreement": found.agreement,
-        },
-        audit={
-            "chi_squared": checked.chi_squared,
-            "degrees": checked.degrees,
-            "chi_squared_p": checked.chi_squared_p,
-            "inverse_ratio": checked.inverse_ratio,
-            "inverse_z": checked.inverse_z,
-        },
-        weights=list(found.histogram),
-    )
-
-
-def _values(states: Mapping[str, State], rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    result = {}
-    drawn = resample(next(iter(states.values())), rng)
-    for name, state in states.items():
-        interval = percentiles(ESTIMATORS[name], state, drawn)
-        result[name] = {"value": ESTIMATORS[name].estimate(state), "low": interval.low, "high": interval.high}
-    return result
-
-
 def target_of(policy: str, version: str, load: Callable[[str], LinearModel]) -> Target:
     """The target that a command line names.
 
@@ -359,16 +288,3 @@ def target_of(policy: str, version: str, load: Callable[[str], LinearModel]) -> 
         return Target(label=policy, policy=policy)
     expected = f"one of {sorted({*ROW_POLICIES, LOGGED} - {'bandit'})}, or a model version for the bandit"
     raise InvalidValueError("policy", expected=expected, received=policy)
-
-
-def as_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The evaluation as JSON takes it: numbers that are not finite become null."""
-
-    def plain(value: Any) -> Any:  # noqa: ANN401 -- any JSON
-        if isinstance(value, dict):
-            return {key: plain(held) for key, held in value.items()}
-        if isinstance(value, list):
-            return [plain(held) for held in value]
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    return {name: plain(getattr(evaluation, name)) for name in Evaluation.__dataclass_fields__}

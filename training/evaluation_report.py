@@ -13,7 +13,7 @@ from bandit.diagnostics import HISTOGRAM
 from bandit.errors import EmptyLogError
 from bandit.reward import IMPRESSION
 from bandit.settings import Settings
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.fold import epoch_us
 from training.report import html_page
 from training.tables import FEEDBACK, engine, log_files

@@ -20,7 +20,7 @@ from bandit.estimators.batch import BUCKETS, single_actions
 from bandit.gate import Gate
 from bandit.lift import differences
 from bandit.types import Floats, Ints
-from training.evaluate import Evaluation, Valued, conclude
+from training.evaluation import Evaluation, Valued, conclude
 
 UNIFORM, LOGGED, COLUMN = "uniform", "logged", "column"
 TARGET_COLUMN = "target_probability"

@@ -10,7 +10,8 @@ import numpy as np
 from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
 from bandit.gate import BETTER, NOT_BETTER
 from bandit.settings import Settings
-from training.evaluate import LOGGED, Evaluation, Target, evaluate_log, target_of
+from training.evaluate import LOGGED, Only, Target, evaluate_log, target_of
+from training.evaluation import Evaluation
 from training.outcomes import outcomes_file
 from training.promote import Promoted, promote, rollback
 from training.registry import ModelRegistry
@@ -58,6 +59,8 @@ def _baseline(registry: ModelRegistry, against: str) -> Target:
 
 
 def _evaluated(settings: Settings, target: Target, baseline: Target, *, only_model: str = "") -> Evaluation:
+    """On decisions that taught neither: a model that learned noise looks better on that noise, and on nothing else."""
+    taught = max((one.model.manifest.trained_until for one in (target, baseline) if one.model is not None), default=0)
     return evaluate_log(
         outcomes_file(settings),
         target,
@@ -66,7 +69,7 @@ def _evaluated(settings: Settings, target: Target, baseline: Target, *, only_mod
         settings.reward.scheme(),
         rng=np.random.default_rng(_SEED),
         estimators=_ESTIMATORS,
-        only_model=only_model,
+        only=Only(model=only_model, after=taught),
         processes=os.cpu_count() or 1,
     )
 

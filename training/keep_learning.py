@@ -21,7 +21,7 @@ from training.join import join
 from training.lock import locked
 from training.promote import promote
 from training.registry import ModelRegistry
-from training.train import candidate, metrics_of, read_examples
+from training.train import candidate, hold_out, metrics_of, read_examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,8 @@ def update(settings: Settings, *, as_of: int) -> Updated:
     except (EmptyLogError, NotPromotedError) as error:
         return Updated(version=None, reason=str(error))
     champion = registry.load(serving)
-    split = len(examples) - max(round(settings.training.held_out * len(examples)), 1)
-    learned, held_out = examples.part(0, split), examples.part(split, len(examples))
-    if champion.manifest.trained_until >= int(held_out.decided_at[0]):
+    learned, held_out = hold_out(examples, settings.training.held_out)
+    if not len(learned) or champion.manifest.trained_until >= int(held_out.decided_at[0]):
         return Updated(version=None, reason="the serving model has seen the newest rows: nothing to judge an update on")
     model = candidate(settings, learned, as_of=as_of)
     verdict = _judged(champion, model, held_out, settings.training.largest_update)

@@ -24,6 +24,7 @@ OUTCOMES = pa.schema(
     [
         ("decision_id", pa.string()),
         ("user_id", pa.string()),
+        ("decided_at", pa.int64()),  # UTC microseconds
         ("policy", pa.string()),
         ("model_version", pa.string()),
         ("arm", pa.string()),
@@ -71,7 +72,8 @@ def write_outcomes(matured: ir.Table, rows: ir.Table, file: Path) -> None:
     metadata = {_OTHER_VERSION: str(left_out["other"][0]).encode(), _WITHOUT_INPUTS: str(left_out["bare"][0]).encode()}
     whole = matured.filter(current & complete).left_join(lists, "decision_id").order_by("decided_at", "decision_id")
     columns = ["decision_id", "user_id", "policy", "model_version", "arm", "k", "quotas", "caps", "features", "inputs"]
-    batches = whole.select([*columns, "drawn", "draws", "shown", "rewards"]).to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
+    whole = whole.select([*columns, "drawn", "draws", "shown", "rewards"], decided_at=whole.decided)
+    batches = whole.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     with outcomes_writer(partial, metadata) as writer:

@@ -38,12 +38,16 @@ class Trained:
 def train(settings: Settings, *, as_of: int) -> Trained:
     """Learn a candidate from the joined rows, and register it. A draw that brought no impression says nothing.
 
+    Where a gate is to judge the model, the newest rows are left alone (`training.held_out`): it is judged on what it has not seen.
+
     Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows, LearnerError.
     """
+    registry = ModelRegistry(settings)
     examples = read_examples(settings)
+    if settings.gate.mode == "enforce":
+        examples, _ = hold_out(examples, settings.training.held_out)
     model = candidate(settings, examples, as_of=as_of)
     metrics = metrics_of(model, examples)
-    registry = ModelRegistry(settings)
     known = _newest(registry)
     if known is not None and _learned_from(known[1].manifest) == _learned_from(model.manifest):
         version, model = known
@@ -79,6 +83,12 @@ def read_examples(settings: Settings) -> Examples:
         impressions=table["impressions"].to_numpy().astype(np.float64),
         decided_at=table["decided_at"].cast("int64").to_numpy(),
     )
+
+
+def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
+    """Rows to learn from, and the newest `share` of the rows to judge by; a decision's rows stay together."""
+    split = int(np.searchsorted(examples.decided_at, examples.decided_at[int((1.0 - share) * (len(examples) - 1))]))
+    return examples.part(0, split), examples.part(split, len(examples))
 
 
 def candidate(settings: Settings, examples: Examples, *, as_of: int) -> LinearModel:

@@ -42,6 +42,8 @@ def test_an_empty_file_gives_every_default(write):
     assert settings.policy.exploration().budget == settings.policy.exploration_budget
     assert settings.reward.half_lives().session == 30 * 60 * 1_000_000
     assert settings.reward.attribution_window == 24 * 3600 * 1_000_000
+    assert settings.stream.window == 48 * 3600 * 1_000_000
+    assert settings.intake().window == settings.stream.window
 
 
 def test_the_file_overrides_the_defaults_and_leaves_the_rest(write):
@@ -98,6 +100,9 @@ def test_an_unknown_variable_is_refused_with_the_nearest_known_one(write, monkey
         ('[policy]\nname = "greedy"\n', "policy.name", "greedy"),
         ("[policy]\nexploration_budget = 0.0\n", "policy.exploration_budget", "0.0"),
         ("[policy]\nprior_strength = nan\n", "policy.prior_strength", "nan"),
+        ("[stream]\nwindow_hours = 0.0\n", "stream.window_hours", "0.0"),
+        ("[stream]\nmax_backlog = 0\n", "stream.max_backlog", "0"),
+        ("[stream]\nlease_seconds = -1.0\n", "stream.lease_seconds", "-1.0"),
         ("[training]\nminimum_rows = 1.5\n", "training.minimum_rows", "1.5"),
         ("policy = 3\n", "policy", "3"),
         ("[reward.weights]\nrepin = 9.0\n", "reward", "repin"),
@@ -144,3 +149,14 @@ def test_settings_and_their_sections_are_frozen(write):
         settings.redis_url = "x"
     with pytest.raises(ValidationError, match="frozen"):
         settings.policy.name = "uniform"
+
+
+def test_two_writers_are_not_the_default(write):
+    assert load_settings(write("")).stream.enabled is False
+
+
+def test_feedback_may_have_the_actions_that_have_a_weight_and_impressions(write):
+    """Weights of the file are added to the default ones."""
+    intake = load_settings(write("[reward.weights]\nsave = 1.0\n[stream]\nwindow_hours = 2.0\n")).intake()
+    assert set(intake.actions) == {"impression", "save", *Settings().reward.weights}
+    assert intake.window == 2 * 3600 * 1_000_000

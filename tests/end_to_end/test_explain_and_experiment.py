@@ -20,8 +20,8 @@ from examples import recipes
 from serving.modes import Existing
 from tests.served_world import QUIET, REWARDED, UNKNOWN, Served
 from tests.tables_made import DAY, MINUTE, NOW, feedback, write_feedback
+from training.archive import move_logs
 from training.cli import FAILED, NOT_PROMOTED, main
-from training.decisions import move_decisions
 from training.experiment import by_user, report
 from training.explain import SAME, as_text, explain
 from training.gate import evaluate
@@ -70,7 +70,7 @@ def test_every_decision_of_the_story_is_repeated_to_the_last_bit_and_the_gate_ca
     status, out, err = run("evaluate", "--settings", file, "--json", "--report", tmp_path / "page.html")
     assert status == NOT_PROMOTED
     assert json.loads(out)["verdict"] == "cannot tell"
-    assert "decisions" in err
+    assert "no decision is later than those that taught the models" in err
     page = (tmp_path / "page.html").read_text()
     assert "Reward maturity" in page
     found = evaluate(settings, policy="uniform", against="logged")
@@ -116,7 +116,7 @@ def test_your_own_choice_is_served_and_logged_with_its_propensities(world: Serve
         online.select(user, 2, existing=choice, now=NOW, seed=1)
 
     settings = load_settings(file)
-    assert move_decisions(settings) == 1
+    assert move_logs(settings).decisions == 1
     at = {"decision_id": decision.decision_id, "user_id": user, "query_id": f"{user}-c0-i0", "cluster_id": f"{user}-c0"}
     write_feedback(settings, [feedback("e1", at=NOW + MINUTE, **at), feedback("e2", at=NOW + MINUTE, action="repin", **at)])
     join(settings, as_of=NOW + 2 * DAY)
@@ -169,7 +169,7 @@ def test_an_experiment_reports_what_each_arm_earned(world: Served, run: Run) -> 
                     if place == 0:
                         events.append(feedback(f"{len(events)}", at=NOW + MINUTE, action="repin", **at))
     write_feedback(settings, events)
-    move_decisions(settings)
+    move_logs(settings)
     join(settings, as_of=NOW + 2 * DAY)
     status, out, _ = run("experiment", "--settings", file, "--json")
     found = json.loads(out)
@@ -196,7 +196,7 @@ def test_an_explanation_for_people_names_every_candidate(world: Served) -> None:
     with world.open() as selector:
         selection = selector.select(REWARDED[1], 3, now=NOW, seed=5)
     settings = world.settings()
-    move_decisions(settings)
+    move_logs(settings)
     found = explain(settings, selection.decision_id)
     text = as_text(found)
     assert found.recomputed == SAME

@@ -37,7 +37,8 @@ from tests.tables_made import (
 from training.cli import AWAY, FAILED, NOT_PROMOTED, USAGE, main
 from training.lock import locked
 
-VERBS = ("init", "cluster", "fold", "materialize", "join", "train", "promote", "rollback", "retrain", "evaluate", "experiment")
+VERBS = ("init", "cluster", "fold", "materialize", "feedback", "stream", "join", "train", "promote", "rollback", "retrain")
+VERBS += ("evaluate", "experiment")
 USERS = [f"u{number}" for number in range(30)]
 CLUSTERED, DECIDED, TRAINED = NOW - 3 * DAY, NOW - 2 * DAY, NOW  # the times of the story below
 
@@ -229,7 +230,7 @@ def test_init_and_the_other_verbs_work_in_the_current_folder(run: Run, tmp_path:
 # -- failures ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "init"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in {"init", "feedback"}])
 def test_an_unknown_setting_is_a_usage_error_that_names_the_nearest(deployment: Deployment, run: Run, verb: str) -> None:
     file = deployment.settings_file
     file.write_text(

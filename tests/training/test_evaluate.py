@@ -150,6 +150,7 @@ def outcomes(file: Path, rows: int = 4000, *, seed: int = 0, change=lambda colum
     columns = {
         "decision_id": [str(number) for number in range(rows)],
         "user_id": [f"u{number % 300}" for number in range(rows)],
+        "decided_at": np.arange(rows),
         "policy": ["uniform"] * rows,
         "model_version": [""] * rows,
         "arm": [""] * rows,

@@ -16,7 +16,7 @@ from bandit.model import LinearModel, weight_count
 from bandit.policy_rows import ROW_POLICIES, Rows
 from bandit.types import Prior, Rate
 from tests.conftest import Deployment
-from tests.strategies import linear_model
+from tests.strategies import NOW, linear_model
 from training.gate import evaluate, promote_if_better, roll_back_if_worse
 from training.outcomes import OUTCOMES, outcomes_file, outcomes_writer
 from training.promote import promote
@@ -49,6 +49,7 @@ def write_log(file: Path, by: LinearModel, version: str, rows: int = ROWS) -> No
     columns = {
         "decision_id": [str(number) for number in range(rows)],
         "user_id": [f"u{number % 500}" for number in range(rows)],
+        "decided_at": NOW + 1 + np.arange(rows),
         "policy": ["bandit"] * rows,
         "model_version": [version] * rows,
         "arm": [""] * rows,

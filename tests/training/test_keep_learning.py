@@ -45,7 +45,8 @@ def allowing(deployment: Deployment, change: float) -> Settings:
 
 @pytest.fixture
 def serving(learning: Deployment) -> Deployment:
-    """A model that was trained on the first 100 decisions serves."""
+    """A model that was trained on the first 100 decisions, all of them, serves."""
+    learning = learning.change(mode='"off"')
     log(learning, 0, 100, 3)
     join(learning.settings, as_of=NOW)
     train(learning.settings, as_of=NOW)
@@ -69,12 +70,12 @@ def test_an_update_that_predicts_better_and_changes_little_serves(serving: Deplo
     log(serving, 100, 400, 2)
     done = update(allowing(serving, 0.5), as_of=NOW)
     assert done.reason == ""
-    assert (done.version, done.rows) == ("2", 100)
+    assert (done.version, done.rows) == ("2", 202)
     assert done.error_after < done.error_before
     assert 0.0 < done.change <= 0.5
     registry = ModelRegistry(serving.settings)
     assert registry.champion() == "2"
-    assert registry.load("2").manifest.rows == 900  # the newest tenth judged it
+    assert registry.load("2").manifest.rows == 798  # the newest fifth judged it
 
 
 def test_an_update_that_changes_much_waits_for_retrain(serving: Deployment) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.conftest import Deployment
 from tests.tables_made import MINUTE, NOW, decision, feedback, write_decisions, write_feedback
 from training.join import join
@@ -19,6 +21,12 @@ policy = "action_count"
 share = 0.5
 policy = "bandit"
 """
+
+
+@pytest.fixture
+def learning(learning: Deployment) -> Deployment:
+    """Without a gate that rows would be held out for."""
+    return learning.change(mode='"off"')
 
 
 def log(deployment: Deployment) -> None:

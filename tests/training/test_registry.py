@@ -28,6 +28,12 @@ from training.train import Trained, train
 DRAWN = [("a", "q1"), ("b", "q2")]
 
 
+@pytest.fixture
+def learning(learning: Deployment) -> Deployment:
+    """Without a gate that rows would be held out for: every model learns from all of them."""
+    return learning.change(mode='"off"')
+
+
 def log(settings: Settings, decisions: int, *, start: int = 0) -> None:
     """Training rows: two a decision, each with one impression; what the first cluster's brought depends on its features."""
     made = [decision(start + number, at=NOW - 2 * DAY + start + number, drawn=DRAWN) for number in range(decisions)]
@@ -111,6 +117,13 @@ def test_from_rows_to_serving_and_back(learning: Deployment) -> None:
 
     assert promote(settings, version="2").version == "2"
     assert served(learning)[0] == "2"
+
+
+def test_where_a_gate_judges_the_newest_decisions_are_not_learned_from(learning: Deployment) -> None:
+    settings = learning.change(mode='"enforce"').settings
+    made = trained(settings, 60)
+    assert made.rows == 94  # 47 whole decisions of the older four fifths
+    assert ModelRegistry(settings).load("1").manifest.trained_until == NOW - 2 * DAY + 46
 
 
 def test_training_twice_on_the_same_rows_is_the_same_version(learning: Deployment) -> None:

@@ -11,12 +11,15 @@ import redis
 
 from feature_repo import names
 
-# A new number at each taking: whoever holds an older one cannot commit, however late it wakes.
+# A new number at each taking: whoever holds an older one cannot commit, however late it wakes. Never below the clock, so that numbers
+# do not begin again when Redis has lost them.
 _TAKE = """
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return redis.call('INCR', KEYS[2])
+local fence = math.max((tonumber(redis.call('GET', KEYS[2])) or 0) + 1, tonumber(ARGV[3]))
+redis.call('SET', KEYS[2], fence)
+return fence
 """
 _RENEW = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -117,8 +120,10 @@ class Leases:
         while numbers and len(taken) < count:
             asked, numbers = numbers[: count - len(taken)], numbers[count - len(taken) :]
             pipeline = self._client.pipeline(transaction=False)
+            now = int(time.time())
             for number in asked:
-                pipeline.eval(_TAKE, 2, names.LEASE_KEY % number, names.FENCE_KEY % number, self._owner, self._milliseconds)
+                keys = names.LEASE_KEY % number, names.FENCE_KEY % number
+                pipeline.eval(_TAKE, len(keys), *keys, self._owner, self._milliseconds, now)
             for number, fence in zip(asked, pipeline.execute(), strict=True):
                 if fence:
                     self.fences[number] = fence

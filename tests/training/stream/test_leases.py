@@ -47,7 +47,7 @@ def test_one_process_takes_everything_at_once(empty_redis: str) -> None:
     assert one.balance() == ALL
     assert set(one.fences) == ALL
     assert owners(empty_redis) == [b"a" * 32] * names.PARTITIONS
-    assert set(one.fences.values()) == {1}
+    assert min(one.fences.values()) > 1_700_000_000  # the clock's: they do not begin again when Redis has lost them
 
 
 def test_what_is_owned_is_renewed_and_not_taken_again(empty_redis: str) -> None:
@@ -107,10 +107,11 @@ def test_what_is_given_back_can_be_taken_by_others(empty_redis: str) -> None:
     one, other = process(empty_redis), process(empty_redis)
     one.balance()
     other.balance()
+    before = one.fences[3]
     one.give_back([3, 4])
     assert 3 not in one.fences
     assert {3, 4} <= other.balance()
-    assert other.fences[3] == 2
+    assert other.fences[3] > before
 
 
 def test_nobody_gives_back_what_is_anothers(empty_redis: str) -> None:
@@ -143,11 +144,12 @@ def test_a_dead_process_counts_no_more_once_its_time_is_over(empty_redis: str) -
 def test_who_forgets_takes_everything_anew(empty_redis: str) -> None:
     one = process(empty_redis)
     one.balance()
+    before = dict(one.fences)
     one.forget()
     assert one.fences == {}
     assert one.due
     assert one.balance() == ALL
-    assert set(one.fences.values()) == {2}
+    assert all(fence > before[number] for number, fence in one.fences.items())
 
 
 def test_leases_are_kept_while_something_long_is_done(empty_redis: str) -> None:
