@@ -80,7 +80,7 @@ def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]
 
 
 def write_lines(file: Path, features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]) -> None:
-    """Write Vowpal Wabbit's text format, `cost weight |c name:value …`, one line a row; features are the shortest numbers that are those float32."""
+    """Write Vowpal Wabbit's text format, `cost weight |c name:value …`, one line a row, features as short as float32 allows."""
     import pyarrow as pa  # noqa: PLC0415 -- comes with the training side, the only one that learns
     import pyarrow.compute as pc  # noqa: PLC0415
 
