@@ -280,9 +280,7 @@ class QuerySelector:
             quotas=dict(zip(decision.cluster_ids, decision.quotas, strict=True)),
         )
 
-    def _decision_or_nothing(  # noqa: PLR0911 -- one return for each way to have nothing to log
-        self, request: Request, row: Row, reason: str
-    ) -> Decision | Selection:
+    def _decision_or_nothing(self, request: Request, row: Row, reason: str) -> Decision | Selection:
         """What is to be logged, or the selection of a request for which there is nothing to log."""
         (profile, rewards), existing, degraded = row, request.existing, bool(reason)
         if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):

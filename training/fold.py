@@ -133,7 +133,9 @@ def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[
     def lists(values: pa.Array, each: int = 1) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(offsets * np.int32(each)), values)
 
-    column = lambda name: table[name].combine_chunks()  # noqa: E731
+    def column(name: str) -> pa.Array:
+        return table[name].combine_chunks()
+
     flat = np.stack([table[_ACTION + action].to_numpy() for action in action_types], axis=1).ravel()
     per_user = len(starts)
     return pa.table(
