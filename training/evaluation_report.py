@@ -64,7 +64,7 @@ def _number(found: Evaluation, name: str) -> str:
 
 
 def _table(found: Evaluation) -> str:
-    rows = "".join(f"<tr><td>{name}<td>{value:,.4g}" for name, value in {**found.diagnostics, **found.audit}.items())
+    rows = "".join(f"<tr><td>{name}<td>{_digits(value)}" for name, value in {**found.diagnostics, **found.audit}.items())
     return f"<table><tr><th>diagnostic<th>value{rows}</table>"
 
 
@@ -81,7 +81,11 @@ def _values(found: Evaluation) -> Any:  # noqa: ANN401 -- altair's own chain is 
 
 
 def _weights(found: Evaluation) -> Any:  # noqa: ANN401
-    rows = [{"weight": f"{2.0**place:g}", "draws": count} for place, count in zip(HISTOGRAM.tolist(), found.weights, strict=True) if count]
+    rows = [
+        {"weight": f"{2.0**place:.2g}" if place < 0 else f"{2.0**place:g}", "draws": count}
+        for place, count in zip(HISTOGRAM.tolist(), found.weights, strict=True)
+        if count
+    ]
     bars = alt.Chart(pd.DataFrame(rows or [{"weight": "1", "draws": 0}])).mark_bar()
     return bars.encode(x=alt.X("weight:N", sort=None, title="weight, at most"), y="draws:Q").properties(width=680, height=200)
 
@@ -91,3 +95,8 @@ def _maturity(delays: list[dict[str, Any]]) -> Any:  # noqa: ANN401
     return bars.encode(x=alt.X("delay:N", sort=None, title="since the impression, at most"), y="engagements:Q").properties(
         width=680, height=200
     )
+
+
+def _digits(value: float) -> str:
+    """Four digits, and thousands as people write them."""
+    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
