@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandit.errors import InvalidValueError
-from bandit.types import ClusterRewards, Evidence, Profile
+from bandit.types import ClusterRewards, Evidence, Floats, Ints, Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,32 +35,55 @@ def align(profile: Profile, rewards: ClusterRewards | None, now: int, half_lives
     Clusters are matched by id, never by position: the two views have different writers.
     """
     n = len(profile)
-    if rewards is None or not rewards.cluster_ids:
-        zero = np.zeros(n)
-        return Evidence(
-            impressions_session=zero,
-            reward_session=zero,
-            impressions_long=zero,
-            reward_long=zero,
-            draws_session=zero,
-            last_impression_at=np.zeros(n, np.int64),
+    sums, last = np.zeros((5, n)), np.zeros(n, np.int64)
+    if rewards is not None and rewards.cluster_ids:
+        elapsed = now - rewards.as_of
+        _gather(
+            sums,
+            last,
+            profile.cluster_ids,
+            dict(zip(rewards.cluster_ids, range(len(rewards.cluster_ids)), strict=True)),
+            rewards.impressions_session,
+            rewards.reward_session,
+            rewards.draws_session,
+            rewards.impressions_long,
+            rewards.reward_long,
+            rewards.last_impression_at,
+            decay(elapsed, half_lives.session),
+            decay(elapsed, half_lives.long),
         )
-    m = len(rewards.cluster_ids)
-    place = dict(zip(rewards.cluster_ids, range(m), strict=True))
-    rows = np.array([place.get(cluster_id, m) for cluster_id in profile.cluster_ids], np.intp)
-    sums = np.zeros((5, m + 1))  # the last column is what a cluster without rewards gets
-    sums[0, :m], sums[1, :m], sums[2, :m] = rewards.impressions_session, rewards.reward_session, rewards.draws_session
-    sums[3, :m], sums[4, :m] = rewards.impressions_long, rewards.reward_long
-    sums = sums[:, rows]
-    sums[:3] *= decay(now - rewards.as_of, half_lives.session)
-    sums[3:] *= decay(now - rewards.as_of, half_lives.long)
-    last = np.zeros(m + 1, np.int64)
-    last[:m] = rewards.last_impression_at
     return Evidence(
         impressions_session=sums[0],
         reward_session=sums[1],
         draws_session=sums[2],
         impressions_long=sums[3],
         reward_long=sums[4],
-        last_impression_at=last[rows],
+        last_impression_at=last,
     )
+
+
+def _gather(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+    sums: Floats,
+    last: Ints,
+    cluster_ids: list[str],
+    place_of: dict[str, int],
+    impressions_session: Floats,
+    reward_session: Floats,
+    draws_session: Floats,
+    impressions_long: Floats,
+    reward_long: Floats,
+    last_impression_at: Ints,
+    session: float,
+    long: float,
+) -> None:
+    """Fill `sums` (5, n) and `last` (n,) with the decayed sums of the clusters that have a place in the others, (m,)."""
+    for row, cluster_id in enumerate(cluster_ids):
+        found = place_of.get(cluster_id)
+        if found is not None:
+            place = found
+            sums[0, row] = impressions_session[place] * session
+            sums[1, row] = reward_session[place] * session
+            sums[2, row] = draws_session[place] * session
+            sums[3, row] = impressions_long[place] * long
+            sums[4, row] = reward_long[place] * long
+            last[row] = last_impression_at[place]

@@ -6,9 +6,11 @@ learner multiplies them pairwise.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from bandit.prior import mean_seen_from, shrink
+from bandit.prior import shrink
 from bandit.types import MICROSECONDS_PER_DAY, Evidence, Floats, Floats32, Ints, Prior, Profile
 
 FEATURE_VERSION = 1
@@ -40,32 +42,79 @@ def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, cont
         now: time of the decision, UTC microseconds.
         context: of the request; logged with the decision, no feature of this version depends on it.
     """
-    n, strength = len(profile), prior.rate.strength
-    topic_means = prior.topic_mean(profile.topic_ids)
-    base = mean_seen_from(evidence, topic_means, strength)
-    rate = shrink(evidence.reward_long, evidence.impressions_long, base, strength)
-    session = shrink(evidence.reward_session, evidence.impressions_session, rate, strength)
-    actions = profile.actions
-    age_days = np.maximum(now - profile.last_action_at, 0) / MICROSECONDS_PER_DAY
-    seen, seen_in_session, acted, age = np.log1p((evidence.impressions_long, evidence.impressions_session, actions, age_days)) / 5.0
-    columns = (
-        rate,
-        session - rate,
-        seen,
-        seen_in_session,
-        base,
-        topic_means,
-        5.0 * profile.topic_history,
-        acted,
-        _share(profile.importance),
-        actions / np.maximum(profile.item_counts, 1) - 1.0,
-        age,
-        np.exp(-age_days / 7.0),
-        np.full(n, np.log1p(n) / 5.0),
+    matrix = np.empty((len(profile), len(FEATURE_NAMES)), np.float32)
+    _fill(
+        matrix,
+        profile.topic_ids,
+        prior.topic_means,
+        prior.rate.mean,
+        prior.rate.strength,
+        evidence.impressions_session,
+        evidence.reward_session,
+        evidence.impressions_long,
+        evidence.reward_long,
+        profile.topic_history,
+        profile.item_counts,
+        profile.action_counts,
+        profile.importance,
+        profile.last_action_at,
+        now,
     )
-    matrix = np.array(columns)  # a row per feature while it is filled: whole rows are written faster than columns
-    matrix[np.abs(matrix) < _LEAST] = 0.0
-    return matrix.T.astype(np.float32, order="C")
+    return matrix
+
+
+def _fill(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+    matrix: Floats32,
+    topic_ids: Ints,
+    topic_means: dict[int, float],
+    mean: float,
+    strength: float,
+    impressions_session: Floats,
+    reward_session: Floats,
+    impressions_long: Floats,
+    reward_long: Floats,
+    topic_history: Floats,
+    item_counts: Ints,
+    action_counts: Floats,
+    importance: Floats,
+    last_action_at: Ints,
+    now: int,
+) -> None:
+    """Write the features, (n, len(FEATURE_NAMES)), from arrays of (n,); action_counts is (n, action types)."""
+    n, types = action_counts.shape[0], action_counts.shape[1]
+    reward, impressions, total_importance = 0.0, 0.0, 0.0
+    for row in range(n):
+        reward += reward_long[row]
+        impressions += impressions_long[row]
+        total_importance += importance[row]
+    clusters, day = math.log1p(n) / 5.0, float(MICROSECONDS_PER_DAY)
+    for row in range(n):
+        topic_mean = topic_means.get(topic_ids[row], mean)
+        base = (reward + strength * topic_mean) / (impressions + strength)
+        rate = (reward_long[row] + strength * base) / (impressions_long[row] + strength)
+        session = (reward_session[row] + strength * rate) / (impressions_session[row] + strength)
+        actions = 0.0
+        for column in range(types):
+            actions += action_counts[row, column]
+        age_days = max(now - last_action_at[row], 0) / day
+        matrix[row, 0] = _felt(rate)
+        matrix[row, 1] = _felt(session - rate)
+        matrix[row, 2] = _felt(math.log1p(impressions_long[row]) / 5.0)
+        matrix[row, 3] = _felt(math.log1p(impressions_session[row]) / 5.0)
+        matrix[row, 4] = _felt(base)
+        matrix[row, 5] = _felt(topic_mean)
+        matrix[row, 6] = _felt(5.0 * topic_history[row])
+        matrix[row, 7] = _felt(math.log1p(actions) / 5.0)
+        matrix[row, 8] = _felt(importance[row] / total_importance if total_importance > 0.0 else 1.0 / n)
+        matrix[row, 9] = _felt(actions / max(item_counts[row], 1) - 1.0)
+        matrix[row, 10] = _felt(math.log1p(age_days) / 5.0)
+        matrix[row, 11] = _felt(math.exp(-age_days / 7.0))
+        matrix[row, 12] = clusters
+
+
+def _felt(value: float) -> float:
+    """0 for what is too small."""
+    return 0.0 if -_LEAST < value < _LEAST else value
 
 
 PRIOR_FEATURES = ("shrunk_rate", "session_lift", "user_rate", "topic_rate")  # those that change with the prior
@@ -90,8 +139,3 @@ def rebase(features: Floats32, sums: Evidence, totals: tuple[Floats, Floats], to
     for name, column in zip(PRIOR_FEATURES, (rate, session - rate, base, topic), strict=True):
         result[..., FEATURE_NAMES.index(name)] = np.where(np.abs(column) < _LEAST, 0.0, column)
     return result
-
-
-def _share(values: Floats) -> Floats:
-    total = values.sum()
-    return values / total if total > 0.0 else np.full(len(values), 1.0 / max(len(values), 1))

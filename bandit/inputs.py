@@ -26,22 +26,61 @@ def pack_inputs(profile: Profile, evidence: Evidence, rows: Ints | None = None) 
     Args:
         profile: of the user.
         evidence: aligned to it.
-        rows: positions of the candidates; None: all clusters are.
+        rows: positions of the candidates, ascending; None: all clusters are.
     """
-    columns = np.array(
-        (
-            profile.topic_ids,
-            profile.actions,
-            profile.importance,
-            evidence.impressions_session,
-            evidence.reward_session,
-            evidence.impressions_long,
-            evidence.reward_long,
-            evidence.draws_session,
-        )
+    chosen = np.arange(len(profile)) if rows is None else rows
+    matrix = np.zeros((len(chosen) + 1, len(INPUTS)), "<f8")
+    _pack(
+        matrix,
+        chosen,
+        profile.topic_ids,
+        profile.action_counts,
+        profile.importance,
+        evidence.impressions_session,
+        evidence.reward_session,
+        evidence.impressions_long,
+        evidence.reward_long,
+        evidence.draws_session,
     )
-    candidates = columns if rows is None else columns[:, rows]
-    return np.column_stack((candidates, columns.sum(axis=1))).T.astype("<f8").tobytes()
+    return matrix.tobytes()
+
+
+def _pack(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+    matrix: Floats,
+    rows: Ints,
+    topic_ids: Ints,
+    action_counts: Floats,
+    importance: Floats,
+    impressions_session: Floats,
+    reward_session: Floats,
+    impressions_long: Floats,
+    reward_long: Floats,
+    draws_session: Floats,
+) -> None:
+    """Write the inputs of the rows, and in the last row of the matrix their sums over all clusters; the matrix comes zeroed."""
+    last, types, place = matrix.shape[0] - 1, action_counts.shape[1], 0
+    for row in range(action_counts.shape[0]):
+        actions = 0.0
+        for column in range(types):
+            actions += action_counts[row, column]
+        matrix[last, 0] += topic_ids[row]
+        matrix[last, 1] += actions
+        matrix[last, 2] += importance[row]
+        matrix[last, 3] += impressions_session[row]
+        matrix[last, 4] += reward_session[row]
+        matrix[last, 5] += impressions_long[row]
+        matrix[last, 6] += reward_long[row]
+        matrix[last, 7] += draws_session[row]
+        if place < last and rows[place] == row:  # rows ascend
+            matrix[place, 0] = topic_ids[row]
+            matrix[place, 1] = actions
+            matrix[place, 2] = importance[row]
+            matrix[place, 3] = impressions_session[row]
+            matrix[place, 4] = reward_session[row]
+            matrix[place, 5] = impressions_long[row]
+            matrix[place, 6] = reward_long[row]
+            matrix[place, 7] = draws_session[row]
+            place += 1
 
 
 def evidence_of(columns: dict[str, Floats]) -> Evidence:

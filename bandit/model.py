@@ -63,7 +63,7 @@ class LinearModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         Equal to Vowpal Wabbit's own prediction to 1e-6 (`tests/bandit/test_vowpal.py`): the model learned costs, so the sign turns.
         """
         linear, products, constant = self._parts
-        return np.asarray(-(((features @ products + linear) * features).sum(axis=1) + constant), np.float64)
+        return np.asarray(-(np.vecdot(features @ products + linear, features) + constant), np.float64)
 
     def to_bytes(self) -> bytes:
         """The model on the wire: MessagePack of manifest and weights."""

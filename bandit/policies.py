@@ -13,12 +13,11 @@ import numpy as np
 
 from bandit.errors import InvalidValueError
 from bandit.exploration import Exploration
-from bandit.featurize import FEATURE_NAMES
 from bandit.model import LinearModel
-from bandit.quotas import budgeted, greedy_value, proportional, spend
+from bandit.optimism import optimistic
+from bandit.quotas import explored, is_distribution, proportional
 from bandit.types import Evidence, Floats, Floats32, Ints, Prior
 
-_SHRUNK_RATE = FEATURE_NAMES.index("shrunk_rate")
 LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
 LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
 
@@ -87,34 +86,12 @@ def query_reward(candidates: Candidates) -> Floats:
 
 
 def bandit(candidates: Candidates) -> Floats:
-    """Shrunk rate, plus the learned residual, plus optimism: the score of layer three, unit reward per impression.
-
-    In flight are the impressions still expected from queries already drawn: a cluster just drawn is not drawn again for the same
-    lack of evidence, which is what breaks optimism when feedback is late.
-    """
-    if candidates.model is None:
+    """The model's optimistic scores (`bandit.optimism`)."""
+    model = candidates.model
+    if model is None:
         raise InvalidValueError("model", expected="a model for the policy 'bandit'", received=None)
-    rates = candidates.features[:, _SHRUNK_RATE].astype(np.float64)
-    limit, optimism = candidates.exploration.residual_limit, candidates.exploration.optimism
-    residual = _within(candidates.model.predict(candidates.features), -limit, limit)
-    mean = _within(rates, 0.0, 1.0)
-    deviation = np.sqrt(mean * (1.0 - mean) / _certainty(candidates))
-    scores: Floats = rates + residual + optimism * deviation
-    return scores
-
-
-def _within(values: Floats, low: float, high: float) -> Floats:
-    """np.clip, at a third of its price on short arrays."""
-    return np.minimum(np.maximum(values, low), high)
-
-
-def _certainty(candidates: Candidates) -> Floats:
-    """Impressions behind each rate: seen, assumed by the prior, and in flight. Shape (n,)."""
-    evidence, exploration = candidates.evidence, candidates.exploration
-    expected = evidence.draws_session * exploration.impressions_per_query
-    in_flight = np.maximum(expected - evidence.impressions_session, 0.0)
-    certainty: Floats = evidence.impressions_long + candidates.prior.rate.strength + in_flight
-    return certainty
+    residuals = model.predict(candidates.features)
+    return optimistic(candidates.features, residuals, candidates.evidence, candidates.prior.rate.strength, candidates.exploration)
 
 
 def _weighted(weigh: Callable[[Candidates], Floats]) -> Callable[[Candidates, int, Floats], Plan]:
@@ -127,13 +104,17 @@ def _weighted(weigh: Callable[[Candidates], Floats]) -> Callable[[Candidates, in
 
 def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
     """Budgeted quotas: the decision gives up at most `budget` of the greedy value of its own scores, spent where evidence is thin."""
-    scores = bandit(candidates)
-    thin = 1.0 / (candidates.evidence.impressions_long + candidates.prior.rate.strength)
-    value = max(greedy_value(scores, k, caps), k * candidates.prior.rate.mean, LEAST_VALUE)
-    budgets = candidates.exploration.budget * value * thin / thin.sum()
-    if not (k > 0 and np.isfinite(scores).all() and budgets.min() > 0.0 and caps.min() > 0.0):
-        return Plan(scores=scores, quotas=budgeted(scores, budgets, k, caps))  # which names what is wrong
-    return Plan(scores=scores, quotas=spend(scores, budgets, caps, k))
+    scores, prior, exploration = bandit(candidates), candidates.prior.rate, candidates.exploration
+    quotas = explored(
+        scores,
+        candidates.evidence.impressions_long,
+        k,
+        caps,
+        strength=prior.strength,
+        share=exploration.budget,
+        least=max(k * prior.mean, LEAST_VALUE),
+    )
+    return Plan(scores=scores, quotas=quotas)
 
 
 POLICIES: Mapping[str, Callable[[Candidates, int, Floats], Plan]] = MappingProxyType(
@@ -162,7 +143,7 @@ def plan(policy: str, candidates: Candidates, k: int, caps: Floats) -> Plan:
     if policy not in POLICIES:
         raise InvalidValueError("policy", expected=f"one of {sorted(POLICIES)}", received=policy)
     result = POLICIES[policy](candidates, k, caps)
-    expected = min(float(k), float(caps.sum()))
-    if not (result.quotas.min() > 0.0 and abs(float(result.quotas.sum()) - expected) <= 1e-9 * max(expected, 1.0)):
-        raise InvalidValueError("quotas", expected=f"positive numbers that sum to {expected}", received=result.quotas.tolist())
+    if not is_distribution(result.quotas, k, caps):
+        expected = f"positive numbers that sum to {min(float(k), float(caps.sum()))}"
+        raise InvalidValueError("quotas", expected=expected, received=result.quotas.tolist())
     return result

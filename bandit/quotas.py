@@ -5,11 +5,13 @@ Both functions return lambda, float64 (n,), with sum(lambda) = min(k, sum(caps))
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from bandit.errors import InvalidValueError
-from bandit.types import Floats
+from bandit.types import Floats, Ints
 
 _MAX_NEWTON_STEPS = 100
 _LEAST_WEIGHT = 1e-200  # of the largest: what keeps divisions by a weight finite
@@ -28,16 +30,8 @@ def proportional(weights: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Float
     """
     w, cap, k = _positive("weights", weights), _positive("caps", caps), _queries(k)
     _same_length(weights=w, caps=cap)
-    if k >= cap.sum():
-        return cap
-    w = np.maximum(w / w.max(), _LEAST_WEIGHT)
-    order = np.argsort(cap / w)  # those that reach their cap first, first
-    capped = np.concatenate(([0.0], np.cumsum(cap[order])[:-1]))
-    rest = np.cumsum(w[order][::-1])[::-1]
-    alphas = (k - capped) / rest  # alpha if exactly the first j clusters are capped
-    j = int(np.argmax(alphas * w[order] <= cap[order]))
-    quotas: Floats = np.minimum(cap, alphas[j] * w)
-    quotas[order[:j]] = cap[order[:j]]
+    quotas = np.empty(len(w))
+    _share(quotas, np.maximum(w / w.max(), _LEAST_WEIGHT), cap, k)
     return quotas
 
 
@@ -59,74 +53,171 @@ def budgeted(scores: npt.ArrayLike, budgets: npt.ArrayLike, k: float, caps: npt.
     """
     s, b, cap, k = _finite("scores", scores), _positive("budgets", budgets), _positive("caps", caps), _queries(k)
     _same_length(scores=s, budgets=b, caps=cap)
-    return spend(s, b, cap, k)
-
-
-def spend(s: Floats, b: Floats, cap: Floats, k: float) -> Floats:
-    """`budgeted` on scores, budgets and caps that are known to be sound."""
-    if k >= cap.sum():
-        return cap
-    # Cluster i sits at its cap while nu <= s_i + b_i / cap_i. Rooms are kept relative to the cluster that is tried, so that budgets far
-    # below the rounding of the scores still divide exactly.
-    room = b / cap
-    order = np.lexsort((-room, (s.max() - s) - room))
-    # Number of capped clusters: the largest j whose j-th threshold clearly leaves room for the others; the caps alone bound it.
-    most = min(int(np.searchsorted(cap[order].cumsum(), k)) + 1, len(s) - 1)
-    tried = order[:most]
-    leaves_room = _filled(room[tried], s[tried], s, b, cap) < k * (1.0 - _ROUNDING)
-    low = most - int(leaves_room[::-1].argmax()) if leaves_room.any() else 0
-    free = order[low:]
-    quotas = cap.copy()
-    quotas[free] = np.minimum(cap[free], _inverse_gaps(s[free], b[free], cap[free], k - cap[order[:low]].sum()))
+    quotas = np.empty(len(s))
+    _spend(quotas, s, b, cap, k)
     return quotas
+
+
+def explored(scores: Floats, impressions: Floats, k: float, caps: Floats, *, strength: float, share: float, least: float) -> Floats:
+    """`budgeted` quotas that give up at most `share` of the greedy value of the scores, spent where evidence is thin.
+
+    Args:
+        scores: (n,).
+        impressions: behind each score, (n,), >= 0; a cluster's part of the budget is proportional to 1 / (impressions + strength).
+        k: queries of the request, > 0.
+        caps: (n,), > 0.
+        strength: impressions that the prior is worth, > 0.
+        share: within (0, 1].
+        least: what the greedy value counts as, at least; > 0.
+
+    Raises: InvalidValueError as `budgeted`.
+    """
+    quotas, budgets = np.empty(len(scores)), np.empty(len(scores))
+    whole = share * max(greedy_value(scores, k, caps), least)
+    if _spread(budgets, scores, impressions, caps, strength, whole) and k > 0.0:
+        _spend(quotas, scores, budgets, caps, k)
+        return quotas
+    return budgeted(scores, budgets, k, caps)  # which names what is wrong
 
 
 def greedy_value(scores: Floats, k: float, caps: Floats) -> float:
     """Largest sum(lambda * scores) over 0 <= lambda <= caps, sum(lambda) = min(k, sum(caps)): what exploration is measured against."""
-    _same_length(scores=scores, caps=caps)
-    order = np.argsort(-scores)
-    taken = np.minimum(caps[order], np.maximum(k - (np.cumsum(caps[order]) - caps[order]), 0.0))
-    return float(taken @ scores[order])
+    return _greedy(np.zeros(len(scores)), scores, caps, k)
 
 
-def _filled(rooms: Floats, tried: Floats, scores: Floats, budgets: Floats, caps: Floats) -> Floats:
-    """Sum of the quotas when nu is at the threshold of each cluster that is tried, (j,)."""
-    room = rooms[:, None] + (tried[:, None] - scores)
-    at_cap = room * caps <= budgets
-    room[at_cap] = 1.0
-    return np.asarray(np.where(at_cap, caps, budgets / room).sum(axis=1), np.float64)
-
-
-def _inverse_gaps(scores: Floats, budgets: Floats, caps: Floats, k: float) -> Floats:
-    gaps = scores.max() - scores
-    nu = max(float((budgets / caps - gaps).max()), float((budgets[gaps == 0.0]).max()) / k)  # left of the root: the sum is >= k
-    for _ in range(_MAX_NEWTON_STEPS):
-        inverse = 1.0 / (nu + gaps)
-        total = float(budgets @ inverse)
-        step = total * (total / k - 1.0) / float(budgets @ (inverse * inverse))
-        nu += step
-        if step <= 1e-15 * nu:
+def _greedy(taken: Floats, scores: Floats, caps: Floats, k: float) -> float:
+    """The best of what is left, again and again; `taken` comes zeroed. Some k rounds: fewer than sorting would take."""
+    n, value, rest = scores.shape[0], 0.0, k
+    while rest > 0.0:
+        best = -1
+        for row in range(n):
+            if taken[row] == 0.0 and (best < 0 or scores[row] > scores[best]):
+                best = row
+        if best < 0:
             break
-    quotas = budgets / (nu + gaps)
-    return np.asarray(quotas * (k / quotas.sum()), np.float64)
+        taken[best] = min(caps[best], rest)
+        value += taken[best] * scores[best]
+        rest -= taken[best]
+    return value
+
+
+def _spread(budgets: Floats, scores: Floats, impressions: Floats, caps: Floats, strength: float, whole: float) -> bool:
+    """Fill the budgets: parts of the whole, in proportion to 1 / (impressions + strength). False when no quotas can be made of this."""
+    n, total, sound = budgets.shape[0], 0.0, True
+    for row in range(n):
+        budgets[row] = 1.0 / (impressions[row] + strength)
+        total += budgets[row]
+    for row in range(n):
+        budgets[row] *= whole / total
+        sound = sound and -math.inf < scores[row] < math.inf and 0.0 < budgets[row] < math.inf and 0.0 < caps[row] < math.inf
+    return sound
+
+
+def is_distribution(quotas: Floats, k: float, caps: Floats) -> bool:
+    """Whether the quotas are positive, and sum to min(k, sum(caps))."""
+    total, most, positive = 0.0, 0.0, True
+    for row in range(quotas.shape[0]):
+        positive = positive and quotas[row] > 0.0
+        total += quotas[row]
+        most += caps[row]
+    expected = min(k, most)
+    return positive and abs(total - expected) <= 1e-9 * max(expected, 1.0)
+
+
+def _start(quotas: Floats, caps: Floats, k: float) -> bool:
+    """Whether k is below the sum of the caps. If so all quotas are -1, for: not at its cap yet; else they are the caps."""
+    n, most = quotas.shape[0], 0.0
+    for row in range(n):
+        most += caps[row]
+    for row in range(n):
+        quotas[row] = -1.0 if k < most else caps[row]
+    return k < most
+
+
+def _share(quotas: Floats, weights: Floats, caps: Floats, k: float) -> None:
+    """Fill the quotas of `proportional`.
+
+    Who would get more than its cap gets the cap, and what is left is shared again: others can only get more then.
+    """
+    n, rest, total, again = quotas.shape[0], k, 0.0, _start(quotas, caps, k)
+    while again:
+        again, total, left = False, 0.0, rest
+        for row in range(n):
+            if quotas[row] < 0.0:
+                total += weights[row]
+        for row in range(n):
+            if quotas[row] < 0.0 and left * (weights[row] / total) > caps[row] and rest - caps[row] > k * _ROUNDING:
+                quotas[row] = caps[row]
+                rest -= caps[row]
+                again = True
+    for row in range(n):
+        if quotas[row] < 0.0:
+            quotas[row] = min(rest * (weights[row] / total), caps[row])
+
+
+def _spend(quotas: Floats, scores: Floats, budgets: Floats, caps: Floats, k: float) -> None:
+    """Fill the quotas of `budgeted`; capped in rounds like `_share`."""
+    n, rest, again = quotas.shape[0], k, _start(quotas, caps, k)
+    nu, top, total = 0.0, 0.0, 0.0
+    while again:
+        again, left, top, nu, total = False, rest, -math.inf, 0.0, 0.0
+        for row in range(n):
+            if quotas[row] < 0.0:
+                top = max(top, scores[row])
+        for row in range(n):  # nu counts from the best score that is left; starts below the root, where the sum is too large
+            if quotas[row] < 0.0:
+                nu = max(nu, budgets[row] / left - (top - scores[row]))
+        for _ in range(_MAX_NEWTON_STEPS):
+            total, slope = 0.0, 0.0
+            for row in range(n):
+                if quotas[row] < 0.0:
+                    inverse = 1.0 / (nu + (top - scores[row]))
+                    total += budgets[row] * inverse
+                    slope += budgets[row] * inverse * inverse
+            step = total * (total / left - 1.0) / slope
+            nu += step
+            if step <= 1e-15 * nu:
+                break
+        total = 0.0
+        for row in range(n):
+            if quotas[row] < 0.0:
+                total += budgets[row] / (nu + (top - scores[row]))
+        for row in range(n):
+            if quotas[row] < 0.0:
+                quota = budgets[row] / (nu + (top - scores[row])) * (left / total)
+                if quota > caps[row] and rest - caps[row] > k * _ROUNDING:
+                    quotas[row] = caps[row]
+                    rest -= caps[row]
+                    again = True
+    for row in range(n):
+        if quotas[row] < 0.0:
+            quotas[row] = min(budgets[row] / (nu + (top - scores[row])) * (rest / total), caps[row])
 
 
 def _finite(name: str, values: npt.ArrayLike) -> Floats:
-    array = np.array(values, np.float64)
-    if array.ndim != 1 or not array.size:
-        raise InvalidValueError(name, expected="one dimension and at least one element", received=f"shape {array.shape}")
-    if not np.isfinite(array).all():
-        first = int(np.argmin(np.isfinite(array)))
-        raise InvalidValueError(f"{name}[{first}]", expected="a finite number", received=float(array[first]))
-    return array
+    return _numbers(name, values, -math.inf, "a finite number")
 
 
 def _positive(name: str, values: npt.ArrayLike) -> Floats:
-    array = _finite(name, values)
-    if not (array > 0.0).all():
-        first = int(np.argmin(array > 0.0))
-        raise InvalidValueError(f"{name}[{first}]", expected="a number above 0", received=float(array[first]))
+    return _numbers(name, values, 0.0, "a finite number above 0")
+
+
+def _numbers(name: str, values: npt.ArrayLike, low: float, expected: str) -> Floats:
+    array = np.array(values, np.float64)
+    if array.ndim != 1 or not array.size:
+        raise InvalidValueError(name, expected="one dimension and at least one element", received=f"shape {array.shape}")
+    first = _first_outside(array, low)
+    if first >= 0:
+        raise InvalidValueError(f"{name}[{first}]", expected=expected, received=float(array[first]))
     return array
+
+
+def _first_outside(values: Floats, low: float) -> int:
+    """Place of the first value that is not finite, or not above `low`; -1 without one."""
+    for row in range(values.shape[0]):
+        if not low < values[row] < math.inf:
+            return row
+    return -1
 
 
 def _queries(k: float) -> float:

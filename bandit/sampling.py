@@ -1,14 +1,11 @@
 """From quotas to a draw: fixed-size systematic sampling, and the exact probability of each query.
 
-A request draws from some dozens of clusters and, in each, from some ten items: at that size plain Python floats are several times faster
-than NumPy, so the kernels take lists. Sums run in the order of the elements, so both give the same bits.
+A request draws from some dozens of clusters and, in each, from some ten items: at that size lists of plain floats are faster than arrays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -36,23 +33,81 @@ def systematic(quotas: npt.ArrayLike, rng: np.random.Generator) -> Ints:
     quotas = np.asarray(quotas, np.float64)
     if not (np.isfinite(quotas).all() and (quotas >= 0.0).all()):
         raise InvalidValueError("quotas", expected="finite numbers, none below 0", received=quotas.tolist())
-    return np.array(draw_counts(quotas.tolist(), rng), np.int64)
+    return np.array(draw_counts(quotas.tolist(), uniforms(rng, len(quotas))), np.int64)
 
 
-def draw_counts(quotas: Sequence[float], rng: np.random.Generator) -> list[int]:
-    """`systematic` on plain numbers that are known to be finite and >= 0."""
-    order = rng.permutation(len(quotas)).tolist()
-    uniform = rng.random()
-    counts = [int(quota) for quota in quotas]
-    cumulated, before, last = 0.0, 0, len(order) - 1
-    for step, place in enumerate(order):
-        cumulated += quotas[place] - counts[place]
-        if step == last and abs(cumulated - round(cumulated)) < _WHOLE:
-            cumulated = round(cumulated)
-        taken = math.ceil(cumulated - uniform)
-        counts[place] += taken - before
+def uniforms(rng: np.random.Generator, count: int) -> list[float]:
+    """That many numbers within [0, 1)."""
+    numbers: list[float] = rng.random(count).tolist()
+    return numbers
+
+
+def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
+    """`systematic` on quotas that are known to be finite and >= 0, and as many numbers within [0, 1): all but the first make the order."""
+    n = len(quotas)
+    order = list(range(n))
+    for last in range(n - 1, 0, -1):  # Fisher and Yates
+        number = numbers[last]
+        other = int(number * (last + 1))
+        order[last], order[other] = order[other], order[last]
+    counts = [0] * n
+    first, cumulated, before = numbers[0], 0.0, 0
+    for step in range(n):
+        place = order[step]
+        quota = quotas[place]
+        whole = int(quota)
+        cumulated += quota - whole
+        if step == n - 1:
+            nearest = math.floor(cumulated + 0.5)
+            if abs(cumulated - nearest) < _WHOLE:
+                cumulated = nearest
+        passed = cumulated - first  # above -1; its ceiling is the number of grid points before it
+        taken = int(passed)
+        if taken < passed:
+            taken += 1
+        counts[place] = whole + taken - before
         before = taken
     return counts
+
+
+def draw_items(
+    rows: Sequence[int], quotas: list[float], offsets: list[int], weights: Floats, rng: np.random.Generator
+) -> list[tuple[int, int, float]]:
+    """Draw: how many items each cluster gives, by `systematic`, then which, in the same way.
+
+    Args:
+        rows: positions of the n clusters that may be drawn from, among all m.
+        quotas: expected items of each, (n,), finite, within [0, number of its items].
+        offsets: (m + 1,); the items of cluster i lie from offsets[i] to offsets[i + 1].
+        weights: of all items, finite, > 0.
+        rng: the only source of randomness.
+
+    Returns: position of the cluster among all, of the item among all, and the item's exact inclusion probability, in ascending order.
+
+    Raises: InvalidValueError for a weight that is not a finite number above 0.
+    """
+    counts = draw_counts(quotas, uniforms(rng, len(quotas)))
+    giving = [position for position in range(len(counts)) if counts[position]]
+    needed = 0
+    for position in giving:
+        row = rows[position]
+        needed += offsets[row + 1] - offsets[row]
+    numbers, used = uniforms(rng, needed), 0
+    found = []
+    for position in giving:
+        row, count, quota = rows[position], counts[position], quotas[position]
+        start, end = offsets[row], offsets[row + 1]
+        floor = int(quota)
+        own = [weights[place] for place in range(start, end)]
+        lower, upper = shares(own, floor), shares(own, floor + 1)
+        propensities = mean_shares(lower, upper, quota - floor)
+        drawn = draw_counts(lower if count == floor else upper, numbers[used : used + end - start])
+        used += end - start
+        for place in range(end - start):
+            if drawn[place]:
+                propensity = propensities[place]
+                found.append((row, start + place, min(propensity, 1.0)))
+    return found
 
 
 def inclusion(weights: Floats, count: int) -> Floats:
@@ -63,39 +118,53 @@ def inclusion(weights: Floats, count: int) -> Floats:
 def item_propensities(weights: Floats, quota: float) -> Floats:
     """Exact inclusion probability of each item of a cluster with this quota: the mean over its two possible counts."""
     plain = np.asarray(weights, np.float64).tolist()
-    floor = math.floor(quota)
+    floor = int(quota)
     return np.array(mean_shares(shares(plain, floor), shares(plain, floor + 1), quota - floor), np.float64)
 
 
-def mean_shares(lower: Sequence[float], upper: Sequence[float], rest: float) -> list[float]:
+def mean_shares(lower: list[float], upper: list[float], rest: float) -> list[float]:
     """Inclusion probabilities when a fraction `rest` of the draws takes one item more: `upper` then, else `lower`."""
     if rest == 0.0:
-        return list(lower)
-    return [(1.0 - rest) * low + rest * high for low, high in zip(lower, upper, strict=True)]
+        return lower
+    mixed = [0.0] * len(lower)
+    for place in range(len(lower)):
+        low, high = lower[place], upper[place]
+        mixed[place] = (1.0 - rest) * low + rest * high
+    return mixed
 
 
-def shares(weights: Sequence[float], count: int) -> list[float]:
+def shares(weights: list[float], count: int) -> list[float]:
     """`inclusion` on plain numbers: min(1, alpha * weight) with the alpha that makes them sum to `count`.
 
     Raises: InvalidValueError for a weight that is not a finite number above 0.
     """
-    for place, weight in enumerate(weights):
+    n, largest = len(weights), 0.0
+    for place in range(n):
+        weight = weights[place]
         if not 0.0 < weight < math.inf:
             raise InvalidValueError(f"weights[{place}]", expected="a finite number above 0", received=weight)
+        largest = max(largest, weight)
     if count <= 0:
-        return [0.0] * len(weights)
-    if count >= len(weights):
-        return [1.0] * len(weights)
-    largest = max(weights)
-    relative = [max(weight / largest, _LEAST_WEIGHT) for weight in weights]
+        return [0.0] * n
+    if count >= n:
+        return [1.0] * n
+    relative = [0.0] * n
+    for place in range(n):
+        weight = weights[place]
+        relative[place] = max(weight / largest, _LEAST_WEIGHT)
     descending = sorted(relative, reverse=True)
-    rests, rest = [0.0] * len(descending), 0.0
-    for place in range(len(descending) - 1, -1, -1):
-        rest += descending[place]
+    rests, rest = [0.0] * n, 0.0
+    for place in range(n - 1, -1, -1):
+        weight = descending[place]
+        rest += weight
         rests[place] = rest
-    alpha = count / rests[0]
-    for whole, weight in enumerate(descending):  # how many are certain: the fewest that leave no other above 1
-        alpha = (count - whole) / rests[whole]
+    alpha = count / rest
+    for whole in range(n):  # how many are certain: the fewest that leave no other above 1
+        rest, weight = rests[whole], descending[whole]
+        alpha = (count - whole) / rest
         if alpha * weight <= 1.0:
             break
-    return [min(alpha * weight, 1.0) for weight in relative]
+    for place in range(n):
+        weight = relative[place]
+        relative[place] = min(alpha * weight, 1.0)
+    return relative

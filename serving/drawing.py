@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from bandit.records import Query
-from bandit.sampling import draw_counts, mean_shares, shares
-from bandit.types import Floats, Ints, Profile
+from bandit.sampling import draw_items
+from bandit.types import Profile
 
 
-def draw(profile: Profile, rows: Ints | Sequence[int], quotas: Floats | Sequence[float], rng: np.random.Generator) -> list[Query]:
+def draw(profile: Profile, rows: Sequence[int], quotas: list[float], rng: np.random.Generator) -> list[Query]:
     """Draw queries: how many of each cluster by systematic sampling over the quotas, then which items in the same way.
 
     Args:
@@ -21,27 +20,12 @@ def draw(profile: Profile, rows: Ints | Sequence[int], quotas: Floats | Sequence
         quotas: expected queries of each candidate, (n,), finite and >= 0, as `bandit.policies.plan` makes them.
         rng: the only source of randomness.
 
-    Returns: queries, each with its exact inclusion probability.
+    Returns: queries, each with its exact inclusion probability, in the order of the clusters and of their items.
 
     Raises: InvalidValueError for item weights that are not finite numbers above 0.
     """
-    plain = quotas.tolist() if isinstance(quotas, np.ndarray) else quotas
-    queries: list[Query] = []
-    for position, count in enumerate(draw_counts(plain, rng)):
-        if count:
-            queries += _items(profile, int(rows[position]), plain[position], count, rng)
-    return queries
-
-
-def _items(profile: Profile, row: int, quota: float, count: int, rng: np.random.Generator) -> list[Query]:
-    """The `count` queries of one cluster, in the order of its items."""
-    items, weights = profile.queries_of(row)
-    plain, floor = weights.tolist(), math.floor(quota)
-    lower, upper = shares(plain, floor), shares(plain, floor + 1)
-    propensities = mean_shares(lower, upper, quota - floor)
-    cluster_id = profile.cluster_ids[row]
+    cluster_ids, items = profile.cluster_ids, profile.query_items
     return [
-        Query(item_id=items[place], cluster_id=cluster_id, propensity=min(propensities[place], 1.0))
-        for place, taken in enumerate(draw_counts(lower if count == floor else upper, rng))
-        if taken
+        Query(item_id=items[item], cluster_id=cluster_ids[row], propensity=propensity)
+        for row, item, propensity in draw_items(rows, quotas, profile.query_offsets.tolist(), profile.query_weights, rng)
     ]

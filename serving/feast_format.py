@@ -6,7 +6,6 @@ installed package by its file. `tests/serving/test_features.py` holds this file 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import struct
@@ -22,6 +21,7 @@ import yaml
 from bandit.errors import FeatureStoreError
 from bandit.types import Floats, Ints
 from feature_repo import names
+from serving import packed
 
 _REGISTRY_ATTEMPTS, _REGISTRY_PAUSE = 4, 0.1  # seconds
 _KEY_VERSION = 3  # of Feast's entity keys
@@ -103,8 +103,14 @@ class ReadCommand:
         return b"%b%d\r\n%b%b" % (self._head, len(key), key, self._tail)
 
 
-def strings(raw: bytes) -> Sequence[str]:
-    """A stored list of strings; a string is made when it is looked at. Values of another kind are an empty list, here and below."""
+def strings(raw: bytes) -> list[str]:
+    """A stored list of strings. Values of another kind are an empty list, here and below."""
+    found = packed.texts(raw, _STRINGS)
+    return list(_Value.FromString(raw).string_list_val.val) if found is None else found
+
+
+def lazy_strings(raw: bytes) -> Sequence[str]:
+    """The same; a string is made when it is looked at."""
     found: Sequence[str] = _Value.FromString(raw).string_list_val.val
     return found
 
@@ -116,24 +122,28 @@ def integer(raw: bytes) -> int:
 
 def integers(raw: bytes) -> Ints:
     """A stored list of integers."""
+    start = packed.payload_start(raw, _INTEGERS)
+    if start >= 0:
+        return packed.varints(raw, start)
     found = _Value.FromString(raw).int64_list_val.val
     return np.fromiter(found, np.int64, len(found))
 
 
 def doubles(raw: bytes) -> Floats:
-    """A stored list of doubles. Packed doubles lie in the message as NumPy wants them, so that no number becomes a Python object."""
-    header = _header(len(raw))
-    if raw.startswith(header):
-        return np.frombuffer(raw[len(header) :], "<f8")
+    """A stored list of doubles. They lie in the message as NumPy wants them."""
+    start = packed.payload_start(raw, _DOUBLES)
+    if start >= 0 and not (len(raw) - start) % 8:
+        return np.frombuffer(raw[start:], "<f8")  # a copy, for its place in memory: whole numbers of eight bytes
     found = _Value.FromString(raw).double_list_val.val
     return np.fromiter(found, np.float64, len(found))
 
 
-@functools.cache
-def _header(size: int) -> bytes:
-    """How a message of `size` bytes begins that holds nothing but packed doubles; if none can, something that no message begins with."""
-    for numbers in range(max(size - 12, 8) // 8, size // 8 + 1):
-        message = _Value(double_list_val={"val": [0.0] * numbers}).SerializeToString()
-        if len(message) == size:
-            return bytes(message[: size - 8 * numbers])
-    return b"\x00"
+def _tag(**value: object) -> int:
+    return _Value(**value).SerializeToString()[0]  # type: ignore[no-any-return]
+
+
+_STRINGS, _INTEGERS, _DOUBLES = (
+    _tag(string_list_val={"val": ["a"]}),
+    _tag(int64_list_val={"val": [1]}),
+    _tag(double_list_val={"val": [1.0]}),
+)

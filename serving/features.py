@@ -15,7 +15,7 @@ from bandit.types import ClusterRewards, Profile
 from feature_repo import names
 from serving.address import Address
 from serving.breaker import CircuitBreaker
-from serving.feast_format import ReadCommand, doubles, field_name, integer, integers, project_of, strings
+from serving.feast_format import ReadCommand, doubles, field_name, integer, integers, lazy_strings, project_of, strings
 from serving.wire import Wire
 
 _CLUSTERS = [
@@ -94,7 +94,7 @@ class FeatureReader:
 
 def _profile(row: list[bytes]) -> Profile:
     ids, topics, topic_history, item_counts, action_types, counts, importance, last, items, weights, offsets = row
-    cluster_ids, types, actions = list(strings(ids)), list(strings(action_types)), doubles(counts)
+    cluster_ids, types, actions = strings(ids), strings(action_types), doubles(counts)
     return Profile(
         cluster_ids=cluster_ids,
         topic_ids=integers(topics),
@@ -104,7 +104,7 @@ def _profile(row: list[bytes]) -> Profile:
         action_counts=actions.reshape(len(cluster_ids), -1) if cluster_ids else np.zeros((0, len(types))),
         importance=doubles(importance),
         last_action_at=integers(last),
-        query_items=strings(items),  # some hundreds: strings are made of those that are drawn
+        query_items=lazy_strings(items),  # some hundreds: strings are made of those that are drawn
         query_weights=doubles(weights),
         query_offsets=integers(offsets) if cluster_ids else np.zeros(1, np.int64),
     )
@@ -112,7 +112,7 @@ def _profile(row: list[bytes]) -> Profile:
 
 def _rewards(row: list[bytes]) -> ClusterRewards:
     raw_ids, as_of, *sums, raw_last = row
-    ids, last = list(strings(raw_ids)), integers(raw_last)
+    ids, last = strings(raw_ids), integers(raw_last)
     arrays = [doubles(values) for values in sums]
     if any(len(values) != len(ids) for values in (*arrays, last)):
         raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, (*arrays, last))])

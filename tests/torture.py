@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ from bandit.errors import QueryRewardsError
 from bandit.records import Feedback
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
+from feature_repo.partitions import partition
 from serving import FeedbackLog
 from training.deployment import create
 from training.feature_store import materialize
@@ -116,13 +118,19 @@ class World:
     start: int
     confirmed: Synchronized[int]
     generation: int = 10**9  # events until others take the users' place, so that nothing later mends what was left of theirs
+    partitions: int = names.PARTITIONS  # that the users fall into: a consumer makes some calls once for each
+
+    def user(self, name: str) -> str:
+        """The user of that name whose partition is one of ours."""
+        numbered = (f"{name}-{number}" for number in itertools.count())
+        return next(user_id for user_id in numbered if partition(user_id) < self.partitions)
 
     def event(self, number: int) -> Feedback:
         rng = random.Random((self.seed << 32) + number)
         return Feedback(
             event_id=f"event-{number}",
             decision_id="019aaaaa-0000-7000-8000-000000000000",
-            user_id=f"user-{number // self.generation}-{rng.randrange(USERS)}",
+            user_id=self.user(f"user-{number // self.generation}-{rng.randrange(USERS)}"),
             cluster_id=f"cluster-{rng.randrange(CLUSTERS)}",
             query_id="query",
             item_id="item",
@@ -132,7 +140,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(seed: int, *, archive: float = 0.1, generation: int = 10**9) -> Iterator[World]:
+def world(seed: int, *, archive: float = 0.1, generation: int = 10**9, partitions: int = names.PARTITIONS) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="query-rewards-torture-") as name:
         folder = Path(name)
         server = Server(folder / "redis")
@@ -143,7 +151,16 @@ def world(seed: int, *, archive: float = 0.1, generation: int = 10**9) -> Iterat
             now = time.time_ns() // 1000
             materialize(settings, until=now)
             confirmed: Any = fork.Value("q", 0)
-            yield World(folder=folder, server=server, settings=settings, seed=seed, start=now, confirmed=confirmed, generation=generation)
+            yield World(
+                folder=folder,
+                server=server,
+                settings=settings,
+                seed=seed,
+                start=now,
+                confirmed=confirmed,
+                generation=generation,
+                partitions=partitions,
+            )
         finally:
             server.kill()
 
@@ -234,7 +251,7 @@ def kills_between_calls(sizes: Sizes, seed: int) -> str:
     """SIGKILL once before each call to Redis or the disk, and once after it: of a consumer that goes on, and of one that begins anew."""
     kills, events, largest = 0, 0, 0.0
     for anew in (False, True):
-        with world(seed, archive=1e-6, generation=10**9 if anew else 120) as made:
+        with world(seed, archive=1e-6, generation=10**9 if anew else 120, partitions=8) as made:
             drain(made.settings)
             for step in range(10**9 if sizes.calls == "every call" else 8):
                 started(feed, made, 1e9, made.confirmed.value + 120).join()

@@ -118,4 +118,4 @@ def test_packed_inputs_are_those_of_the_candidates_and_the_sums_of_the_whole_pro
     known = candidates_of(profile, sums, prior)
     np.testing.assert_array_equal(matrix[:-1, INPUTS.index("actions")], known.actions[1:])
     np.testing.assert_array_equal(matrix[:-1, INPUTS.index("reward_long")], sums.reward_long[1:])
-    assert matrix[-1, INPUTS.index("impressions_long")] == sums.impressions_long.sum()
+    assert matrix[-1, INPUTS.index("impressions_long")] == pytest.approx(sums.impressions_long.sum(), rel=1e-12)

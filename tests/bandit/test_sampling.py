@@ -15,17 +15,20 @@ from tests.strategies import law, weighted
 
 
 class Script:
-    """Randomness that is written down beforehand: one permutation and one uniform number."""
+    """Randomness that is written down beforehand: the numbers that make one order, and the one that is laid over it."""
 
     def __init__(self, order: tuple[int, ...], uniform: float) -> None:
-        self.order, self.uniform = np.array(order, np.intp), uniform
+        self.numbers = np.zeros(len(order))
+        shuffled = list(range(len(order)))
+        for last in range(len(order) - 1, 0, -1):
+            other = shuffled.index(order[last])
+            self.numbers[last] = (other + 0.5) / (last + 1)
+            shuffled[last], shuffled[other] = shuffled[other], shuffled[last]
+        self.numbers[0] = uniform
 
-    def permutation(self, n: int) -> np.ndarray:
-        assert n == len(self.order)
-        return self.order
-
-    def random(self) -> float:
-        return self.uniform
+    def random(self, n: int) -> np.ndarray:
+        assert n == len(self.numbers)
+        return self.numbers
 
 
 def exact(quotas: np.ndarray) -> list[tuple[float, np.ndarray]]:
