@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(if $(shell $(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13); print(1)' 2>/dev/null),$(p),)))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+COMPILED := $(wildcard bandit/*.pxd serving/*.pxd)
 
 .PHONY: help demo test check bench torture lock clean
 help: ## Show the verbs
@@ -28,12 +29,15 @@ lock: $(READY) ## Pin again what pyproject.toml allows (requirements.txt)
 		--no-header --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 
 clean: ## Remove the virtual environment and everything that was made
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) out build bandit/*.so serving/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
-$(READY): pyproject.toml requirements.txt
+$(VENV)/installed: pyproject.toml requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: none on the PATH; name one with make PYTHON=..." >&2; exit 1; }
 	@echo "Installing into $(VENV) (about two minutes, once)" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(READY): $(VENV)/installed setup.py $(COMPILED) $(COMPILED:.pxd=.py)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $(READY)
+	@touch $@

@@ -3,16 +3,16 @@ cimport cython
 
 @cython.locals(row=Py_ssize_t, place=Py_ssize_t)
 cdef void _gather(
-    double[:, ::1] sums,
-    long long[::1] last,
+    double[:, :] sums,
+    long long[:] last,
     list cluster_ids,
     dict place_of,
-    const double[::1] impressions_session,
-    const double[::1] reward_session,
-    const double[::1] draws_session,
-    const double[::1] impressions_long,
-    const double[::1] reward_long,
-    const long long[::1] last_impression_at,
+    const double[:] impressions_session,
+    const double[:] reward_session,
+    const double[:] draws_session,
+    const double[:] impressions_long,
+    const double[:] reward_long,
+    const long long[:] last_impression_at,
     double session,
     double long,
 ) except *

@@ -72,7 +72,10 @@ def explored(scores: Floats, impressions: Floats, k: float, caps: Floats, *, str
 
     Raises: InvalidValueError as `budgeted`.
     """
-    quotas, budgets = np.empty(len(scores)), np.empty(len(scores))
+    n = len(scores)
+    if not n == len(impressions) == len(caps):
+        _same_length(scores=scores, impressions=impressions, caps=caps)
+    quotas, budgets = np.empty(n), np.empty(n)
     whole = share * max(greedy_value(scores, k, caps), least)
     if _spread(budgets, scores, impressions, caps, strength, whole) and k > 0.0:
         _spend(quotas, scores, budgets, caps, k)
@@ -85,19 +88,20 @@ def greedy_value(scores: Floats, k: float, caps: Floats) -> float:
     return _greedy(np.zeros(len(scores)), scores, caps, k)
 
 
-def _greedy(taken: Floats, scores: Floats, caps: Floats, k: float) -> float:
-    """The best of what is left, again and again; `taken` comes zeroed. Some k rounds: fewer than sorting would take."""
+def _greedy(passed: Floats, scores: Floats, caps: Floats, k: float) -> float:
+    """The best of what is left, again and again; `passed` comes zeroed. Some k rounds: fewer than sorting would take."""
     n, value, rest = scores.shape[0], 0.0, k
-    while rest > 0.0:
+    for _ in range(n):
         best = -1
         for row in range(n):
-            if taken[row] == 0.0 and (best < 0 or scores[row] > scores[best]):
+            if passed[row] == 0.0 and (best < 0 or scores[row] > scores[best]):
                 best = row
-        if best < 0:
+        passed[best] = 1.0
+        taken = min(caps[best], rest)
+        value += taken * scores[best]
+        rest -= taken
+        if not rest > 0.0:
             break
-        taken[best] = min(caps[best], rest)
-        value += taken[best] * scores[best]
-        rest -= taken[best]
     return value
 
 
@@ -111,6 +115,19 @@ def _spread(budgets: Floats, scores: Floats, impressions: Floats, caps: Floats, 
         budgets[row] *= whole / total
         sound = sound and -math.inf < scores[row] < math.inf and 0.0 < budgets[row] < math.inf and 0.0 < caps[row] < math.inf
     return sound
+
+
+def query_caps(offsets: Ints, most: float) -> Floats:
+    """What each cluster can give at most, (n,): one query for each of its items, which lie from offsets[i] to offsets[i + 1]."""
+    caps = np.empty(len(offsets) - 1)
+    _differ(caps, offsets, most)
+    return caps
+
+
+def _differ(caps: Floats, offsets: Ints, most: float) -> None:
+    for row in range(caps.shape[0]):
+        items = float(offsets[row + 1] - offsets[row])
+        caps[row] = min(items, most)
 
 
 def is_distribution(quotas: Floats, k: float, caps: Floats) -> bool:

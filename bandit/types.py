@@ -74,18 +74,24 @@ class Profile:
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
         n = len(self.cluster_ids)
-        lengths = {
-            "topic_ids": len(self.topic_ids) - n,
-            "topic_history": len(self.topic_history) - n,
-            "item_counts": len(self.item_counts) - n,
-            "action_counts": len(self.action_counts) - n,
-            "importance": len(self.importance) - n,
-            "last_action_at": len(self.last_action_at) - n,
-            "query_offsets": len(self.query_offsets) - n - 1,
-            "query_weights": len(self.query_weights) - len(self.query_items),
-        }
-        for name, excess in lengths.items():
-            if excess:
+        each = (
+            len(self.topic_ids)
+            == len(self.topic_history)
+            == len(self.item_counts)
+            == len(self.action_counts)
+            == len(self.importance)
+            == len(self.last_action_at)
+            == len(self.query_offsets) - 1
+            == n
+        )
+        if not each or len(self.query_weights) != len(self.query_items):
+            self._refuse(n)
+
+    def _refuse(self, n: int) -> None:
+        expected = dict.fromkeys(("topic_ids", "topic_history", "item_counts", "action_counts", "importance", "last_action_at"), n)
+        expected |= {"query_offsets": n + 1, "query_weights": len(self.query_items)}
+        for name, length in expected.items():
+            if excess := len(getattr(self, name)) - length:
                 raise InvalidValueError(f"Profile.{name}", expected=f"the length that {n} clusters ask for", received=f"{excess:+d}")
 
     def __len__(self) -> int:

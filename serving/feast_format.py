@@ -110,7 +110,7 @@ def strings(raw: bytes) -> list[str]:
 
 
 def lazy_strings(raw: bytes) -> Sequence[str]:
-    """The same; a string is made when it is looked at."""
+    """The same; a string is made when it is looked at: of some hundreds of items a request wants ten."""
     found: Sequence[str] = _Value.FromString(raw).string_list_val.val
     return found
 
@@ -122,20 +122,14 @@ def integer(raw: bytes) -> int:
 
 def integers(raw: bytes) -> Ints:
     """A stored list of integers."""
-    start = packed.payload_start(raw, _INTEGERS)
-    if start >= 0:
-        return packed.varints(raw, start)
-    found = _Value.FromString(raw).int64_list_val.val
-    return np.fromiter(found, np.int64, len(found))
+    found = packed.integers(raw, _INTEGERS)
+    return np.array(_Value.FromString(raw).int64_list_val.val, np.int64) if found is None else found
 
 
 def doubles(raw: bytes) -> Floats:
-    """A stored list of doubles. They lie in the message as NumPy wants them."""
-    start = packed.payload_start(raw, _DOUBLES)
-    if start >= 0 and not (len(raw) - start) % 8:
-        return np.frombuffer(raw[start:], "<f8")  # a copy, for its place in memory: whole numbers of eight bytes
-    found = _Value.FromString(raw).double_list_val.val
-    return np.fromiter(found, np.float64, len(found))
+    """A stored list of doubles."""
+    found = packed.doubles(raw, _DOUBLES)
+    return np.array(_Value.FromString(raw).double_list_val.val, np.float64) if found is None else found
 
 
 def _tag(**value: object) -> int:

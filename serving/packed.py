@@ -8,13 +8,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandit.types import Ints
+from bandit.types import Floats, Ints
 
 ELEMENT = 0x0A  # tag of field 1, of the kind that has a length
 
 
-def payload_start(raw: bytes, tag: int) -> int:
-    """Where the numbers begin in a `Value` whose list has this tag; -1 for anything else."""
+def doubles(raw: bytes, tag: int) -> Floats | None:
+    """The doubles of a `Value` whose list has this tag; None for anything else."""
+    start = _numbers_start(raw, tag)
+    if start < 0 or (len(raw) - start) % 8:
+        return None
+    return np.frombuffer(raw[start:], np.float64)  # a copy, for its place in memory: whole numbers of eight bytes
+
+
+def integers(raw: bytes, tag: int) -> Ints | None:
+    """The signed integers of a `Value` whose list has this tag; None for anything else."""
+    start, end, count = _numbers_start(raw, tag), len(raw), 0
+    if start < 0 or raw[end - 1] >= 0x80:
+        return None
+    for at in range(start, end):
+        count += raw[at] < 0x80
+    numbers = np.empty(count, np.uint64)
+    _fill(numbers, raw, start)
+    return numbers.view(np.int64)
+
+
+def _numbers_start(raw: bytes, tag: int) -> int:
+    """Where the numbers begin, and go on to the end; -1 when they do not."""
     end = len(raw)
     start = _inside(raw, 0, tag, end)
     return _inside(raw, start, ELEMENT, end) if start >= 0 else -1
@@ -33,16 +53,6 @@ def _inside(raw: bytes, at: int, tag: int, end: int) -> int:
             return at if at + length == end else -1
         shift += 7
     return -1
-
-
-def varints(raw: bytes, start: int) -> Ints:
-    """The signed integers from `start` to the end, int64."""
-    end, count = len(raw), 0
-    for at in range(start, end):
-        count += raw[at] < 0x80
-    numbers = np.zeros(count, np.uint64)
-    _fill(numbers, raw, start)
-    return numbers.view(np.int64)
 
 
 def _fill(numbers: np.ndarray, raw: bytes, start: int) -> None:

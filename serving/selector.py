@@ -18,6 +18,7 @@ from bandit.experiment import arm_of
 from bandit.featurize import FEATURE_VERSION, featurize
 from bandit.inputs import pack_inputs
 from bandit.policies import FALLBACK, Candidates, plan
+from bandit.quotas import query_caps
 from bandit.records import Decision
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from bandit.types import ClusterRewards, Prior, Profile, Rate
@@ -315,7 +316,7 @@ class QuerySelector:
         prior = model.prior if model else self._untrained
         evidence = align(profile, rewards, now, self._half_lives)
         features = featurize(profile, evidence, prior, now, request.context)
-        limit = np.minimum(profile.query_counts(), float(self._settings.policy.max_queries_per_cluster))
+        limit = query_caps(profile.query_offsets, float(self._settings.policy.max_queries_per_cluster))
         if caps is not None:
             limit = np.minimum(limit, [max(caps.get(cluster_id, 0), 0) for cluster_id in profile.cluster_ids])
         candidates = Candidates(

@@ -1,0 +1,103 @@
+"""The modules that setup.py compiles: there, and the same to the last bit as the Python that they are made from."""
+
+from __future__ import annotations
+
+from importlib.machinery import EXTENSION_SUFFIXES
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bandit.evidence import HalfLives
+from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, ClusterRewards
+from tests.plain import COMPILED, both
+from tests.strategies import NOW, decisions, law, scored, users, weighted
+
+HALF_LIVES = HalfLives(session=30 * MICROSECONDS_PER_MINUTE, long=30 * MICROSECONDS_PER_DAY)
+
+SUMS = ("impressions_session", "reward_session", "draws_session", "impressions_long", "reward_long")
+
+
+def test_seven_modules_are_compiled():
+    assert len(COMPILED) == 7
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_module_is_compiled(name):
+    compiled, plain = both(name)
+    assert compiled.__file__.endswith(tuple(EXTENSION_SUFFIXES)), f"{name} is plain Python: no C compiler when this was installed?"
+    assert plain.__file__.endswith(".py")
+
+
+def same(name: str, call: Any) -> None:
+    """The call gives the same, bit for bit, with either form of the module."""
+    compiled, plain = both(name)
+    with np.errstate(all="ignore"):
+        first, second = call(compiled), call(plain)
+    if isinstance(first, np.ndarray):
+        assert (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+    else:
+        assert first == second
+
+
+@law
+@given(users())
+def test_features_and_inputs(user):
+    profile, evidence, prior = user
+    same("bandit.featurize", lambda module: module.featurize(profile, evidence, prior, NOW, {}))
+    same("bandit.inputs", lambda module: module.pack_inputs(profile, evidence))
+    same("bandit.inputs", lambda module: module.pack_inputs(profile, evidence, np.arange(len(profile))[::2]))
+
+
+@law
+@given(users(), st.randoms(use_true_random=False))
+def test_evidence(user, random):
+    profile, _, _ = user
+    ids = [*random.sample(profile.cluster_ids, len(profile) // 2), "gone"]
+    sums = {name: np.array([random.uniform(0.0, 9.0) for _ in ids]) for name in SUMS}
+    known = ClusterRewards(cluster_ids=ids, as_of=NOW - 7 * MICROSECONDS_PER_MINUTE, last_impression_at=np.arange(len(ids)), **sums)
+    for name in (*SUMS, "last_impression_at"):
+        same("bandit.evidence", lambda module, name=name: getattr(module.align(profile, known, NOW, HALF_LIVES), name))
+
+
+@law
+@given(decisions())
+def test_scores(decision):
+    known, _, _ = decision
+    residuals = known.model.predict(known.features)
+    same("bandit.optimism", lambda module: module.optimistic(known.features, residuals, known.evidence, 8.0, known.exploration))
+
+
+@law
+@given(scored())
+def test_budgeted_quotas(case):
+    scores, budgets, k, caps = case
+    same("bandit.quotas", lambda module: module.budgeted(scores, budgets, k, caps))
+    same("bandit.quotas", lambda module: module.greedy_value(np.asarray(scores), k, np.asarray(caps)))
+    same("bandit.quotas", lambda module: module.explored(np.asarray(scores), np.abs(scores), k, caps, strength=8.0, share=0.01, least=0.1))
+
+
+@law
+@given(weighted())
+def test_proportional_quotas(case):
+    weights, k, caps = case
+    same("bandit.quotas", lambda module: module.proportional(weights, k, caps))
+    same("bandit.quotas", lambda module: module.is_distribution(module.proportional(weights, k, caps), k, caps))
+
+
+@law
+@given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 12))
+def test_draws(seed, clusters, items):
+    rng = np.random.default_rng(seed)
+    offsets = np.arange(clusters + 1) * items
+    weights, quotas = rng.gamma(0.3, size=clusters * items) + 1e-9, rng.uniform(0.0, items, clusters)
+    quotas *= max(int(quotas.sum()), 0) / quotas.sum()
+    same("bandit.quotas", lambda module: module.query_caps(offsets, 10.0))
+    same(
+        "bandit.sampling",
+        lambda module: module.draw_items(range(clusters), quotas.tolist(), offsets.tolist(), weights, np.random.default_rng(seed)),
+    )
+    same("bandit.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
+    same("bandit.sampling", lambda module: module.item_propensities(weights, quotas[0]))
