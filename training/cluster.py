@@ -24,7 +24,7 @@ from training.groups import offsets_of, places_in
 from training.lineage import read_lineage, write_lineage
 from training.members import forget_members, inherit, last_clustering
 from training.pinnersage import UserClusters, UserHistories, joined
-from training.tables import ENGAGEMENTS, USER_CLUSTERS, read_table, write_table
+from training.tables import ENGAGEMENTS, USER_CLUSTERS, read_table, rows_of, write_table
 from training.topics import item_topics, topic_history
 from training.workers import workers
 
@@ -99,17 +99,18 @@ def cluster(
     last = last_clustering(settings, as_of=as_of)
     scheme = settings.reward.scheme()
     action_types = scheme.action_types
-    past = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
-    space = read_embeddings(embeddings)
-    processes = (settings.clustering.processes or os.cpu_count() or 1) if past.num_rows > _ENGAGEMENTS_PER_TASK else 1
-    with workers(processes, space.vectors, len(action_types), settings.clustering, as_of) as share_out:
-        topics = (
-            space.topics if space.topics is not None else item_topics(space.vectors, settings.data_path / "topics.npy", settings.clustering)
-        )
+    processes = (settings.clustering.processes or os.cpu_count() or 1) if rows_of(history) > _ENGAGEMENTS_PER_TASK else 1
+    with workers(processes) as cluster_all:
+        past = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
+        space = read_embeddings(embeddings)
+        topics = space.topics
+        if topics is None:
+            topics = item_topics(space.vectors, settings.data_path / "topics.npy", settings.clustering)
         earned = topic_history(past, space.item_ids, topics, scheme)
         engaged = past.filter(pc.is_in(past["action"], pa.array([action for action, weight in scheme.weights.items() if weight > 0.0])))
         user_ids, engagements = histories(engaged, space, action_types)
-        found = joined(list(_counted(share_out(_tasks(engagements)), len(user_ids), progress)))
+        parts = cluster_all(_tasks(engagements), space.vectors, len(action_types), settings.clustering, as_of)
+        found = joined(list(_counted(parts, len(user_ids), progress)))
     until = effective_at() if effective_at else as_of + FUTURE_TOLERANCE
     ids, changes = inherit(settings, user_ids, found, space.item_ids, last=last, as_of=as_of, effective_at=until)
     write_lineage(settings, changes, as_of=as_of)

@@ -146,6 +146,14 @@ def read_table(file: str | Path, schema: pa.Schema, *, now: int, actions: Sequen
     return table
 
 
+def rows_of(file: str | Path) -> int:
+    """How many rows a file has, from its footer alone.
+
+    Raises: InvalidTableError.
+    """
+    return int(_footer(str(file)).metadata.num_rows)
+
+
 def may_be_null(files: Sequence[str], columns: Sequence[str]) -> list[str]:
     """Those of the columns of which the footers do not say that they hold no null."""
     left = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,13 @@ def test_a_topic_column_that_is_no_topic_is_refused(deployment: Deployment, file
     for column in topics.values():
         pq.write_table(good.append_column("topic", column), files.embeddings)
         assert refused(deployment.settings, files).column == "topic"
+
+
+def test_bad_files_are_refused_with_processes_started(deployment: Deployment, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_ENGAGEMENTS_PER_TASK", 1)
+    files.embeddings.write_bytes(files.embeddings.read_bytes()[:100])
+    refused(deployment.change("[clustering]\nprocesses = 2").settings, files, "not a readable Parquet file")
+    assert not multiprocessing.active_children()
 
 
 def test_files_that_are_no_parquet_files_are_refused(deployment: Deployment, files: Files, tmp_path: Path) -> None:
