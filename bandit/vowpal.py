@@ -6,10 +6,13 @@ single-draw events, at a fraction of the cost, and lets each of a request's draw
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +27,7 @@ _CONSTANT = 11650396
 _BITS = 18
 _MASK = (1 << _BITS) - 1
 _DECIMALS = 12  # of costs and weights
-_CHUNK = 100_000  # lines formatted at once: bounds the memory of the text
+_CHUNK = 20_000  # lines formatted at once: bounds the memory of the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +67,9 @@ def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]
     if not (weights > 0.0).all():
         raise InvalidValueError("weights", expected="numbers above 0", received=f"row {int(np.argmin(weights))}")
     with tempfile.TemporaryDirectory(prefix="query-rewards-vw-") as folder:
-        job = Path(folder)
-        write_lines(job / "train.txt", features, costs, weights, names)
-        command = [sys.executable, "-m", "bandit.vowpal", str(job), *names, "--", *learner.arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=learner.timeout_seconds, check=False)  # noqa: S603
-        except subprocess.TimeoutExpired as error:
-            raise LearnerError(f"Vowpal Wabbit was stopped after {learner.timeout_seconds} seconds") from error
-        if done.returncode:
-            raise LearnerError(f"Vowpal Wabbit ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
-        exported = np.load(job / "weights.npy", allow_pickle=False)
+        command = [sys.executable, "-m", "bandit.vowpal", folder, *names, "--", *learner.arguments]
+        _feed(command, _lines(features, costs, weights, names), learner.timeout_seconds)
+        exported = np.load(Path(folder) / "weights.npy", allow_pickle=False)
     if not np.isfinite(exported).all():
         raise LearnerError("Vowpal Wabbit learned weights that are not finite")
     return np.asarray(exported, np.float32)
@@ -81,18 +77,56 @@ def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]
 
 def write_lines(file: Path, features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]) -> None:
     """Write Vowpal Wabbit's text format, `cost weight |c name:value …`, one line a row, features as short as float32 allows."""
+    with file.open("wb") as out:
+        out.writelines(_lines(features, costs, weights, names))
+
+
+def _lines(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]) -> Iterator[memoryview]:
+    """The text, in chunks."""
     import pyarrow as pa  # noqa: PLC0415 -- comes with the training side, the only one that learns
     import pyarrow.compute as pc  # noqa: PLC0415
 
-    with file.open("wb") as out:
-        for start in range(0, len(features), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            columns = [costs[part].round(_DECIMALS), weights[part].round(_DECIMALS), *np.ascontiguousarray(features[part].T, np.float32)]
-            numbers = [pa.array(column).cast(pa.string()) for column in columns]
-            named = [piece for name, number in zip(names, numbers[2:], strict=True) for piece in (f" {name}:", number)]
-            lines = pc.binary_join_element_wise(numbers[0], " ", numbers[1], f" |{NAMESPACE}", *named, "\n", "")
-            _, offsets, text = lines.buffers()
-            out.write(memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]])
+    for start in range(0, len(features), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        columns = [costs[part].round(_DECIMALS), weights[part].round(_DECIMALS), *np.ascontiguousarray(features[part].T, np.float32)]
+        numbers = [pa.array(column).cast(pa.string()) for column in columns]
+        named = [piece for name, number in zip(names, numbers[2:], strict=True) for piece in (f" {name}:", number)]
+        lines = pc.binary_join_element_wise(numbers[0], " ", numbers[1], f" |{NAMESPACE}", *named, "\n", "")
+        _, offsets, text = lines.buffers()
+        yield memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
+
+
+def _ahead(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same chunks, each made while the one before is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = pool.submit(next, chunks, None)
+            yield chunk
+
+
+def _feed(command: Sequence[str], text: Iterator[memoryview], timeout_seconds: float) -> None:
+    """Run the child with the text as its standard input: it learns from one chunk while the next is formatted.
+
+    Raises: LearnerError when the child fails or takes too long.
+    """
+    source, sink = os.pipe()
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), open(sink, "wb") as out:  # noqa: PTH123 -- a pipe has no path
+            out.writelines(_ahead(text))  # a child that stops reading says itself why
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        try:
+            done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=timeout_seconds, check=False)  # noqa: S603
+        except subprocess.TimeoutExpired as error:
+            raise LearnerError(f"Vowpal Wabbit was stopped after {timeout_seconds} seconds") from error
+        finally:
+            os.close(source)  # ends a writer whose child is gone
+        written.result()
+    if done.returncode:
+        raise LearnerError(f"Vowpal Wabbit ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
 
 
 def slots(workspace: object, names: Sequence[str]) -> list[int]:
@@ -114,7 +148,9 @@ def slots(workspace: object, names: Sequence[str]) -> list[int]:
 def _child(folder: Path, names: Sequence[str], arguments: Sequence[str]) -> None:
     from vowpalwabbit import Workspace  # noqa: PLC0415 -- only the child process may load it
 
-    workspace = Workspace(" ".join([*arguments, "-d", str(folder / "train.txt")]))
+    rows = folder / "train.txt"
+    rows.symlink_to("/dev/stdin")  # under a name of its own, beside which there is room for the cache of several passes
+    workspace = Workspace(" ".join([*arguments, "-d", str(rows)]))
     exported = np.array([workspace.get_weight(place) for place in slots(workspace, names)], np.float32)
     workspace.finish()
     np.save(folder / "weights.npy", exported, allow_pickle=False)

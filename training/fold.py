@@ -35,6 +35,7 @@ from training.tables import (
     engine,
     log_files,
     may_be_null,
+    once,
     read_table,
     write_table,
 )
@@ -74,14 +75,9 @@ def sums(
     Returns: user_id, cluster_id, the five sums, one decayed count per action type, last_impression_at (microseconds, 0 for never) and
     `events`, the number of rows counted.
     """
-    unique = events.group_by("event_id").agg(
-        user_id=events.user_id.min(),
-        cluster_id=events.cluster_id.min(),
-        action=events.action.min(),
-        at=epoch_us(events.occurred_at.min()),
-    )
+    unique = once(events.select("event_id", "user_id", "cluster_id", "action", "occurred_at"))
     weight = ibis.cases(*((unique.action == action, float(w)) for action, w in scheme.weights.items()), else_=0.0)
-    happened = unique.select("user_id", "cluster_id", "action", "at", reward=weight)
+    happened = unique.select("user_id", "cluster_id", "action", at=epoch_us(unique.occurred_at), reward=weight)
     drawn = draws.select("user_id", "cluster_id", action=ibis.literal(_DRAW), at=epoch_us(draws.drawn_at), reward=ibis.literal(0.0))
     rows = happened.union(drawn).filter(lambda t: t.at <= as_of)
     if lineage:
@@ -119,14 +115,16 @@ def merge(left: ir.Table, right: ir.Table) -> ir.Table:
 
 
 def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> pa.Table:
-    """The rows that Feast reads: one per user, arrays in order of cluster_id, flattened (clusters x action types) counts.
+    """The rows that Feast reads: one per user, in order of user_id.
+
+    Arrays are in order of cluster_id; counts are flattened, (clusters x action types).
 
     The engine sorts, and the arrays are cut out of the sorted columns: ordered lists of ten columns at once took all of the memory
     (`benchmarks/fold_vs_sql.py`).
     """
-    table = cluster_sums.order_by("user_id", "cluster_id").to_pyarrow().combine_chunks()
-    users = table["user_id"]
-    changes = pc.not_equal(users.slice(1), users.slice(0, max(len(users) - 1, 0))).to_numpy()
+    table = cluster_sums.order_by("user_id", "cluster_id").to_pyarrow()
+    users = table["user_id"].combine_chunks()
+    changes = pc.not_equal(users.slice(1), users.slice(0, max(len(users) - 1, 0))).to_numpy(zero_copy_only=False)
     starts = np.concatenate(([0] if len(users) else [], np.flatnonzero(changes) + 1)).astype(np.int32)
     offsets = np.append(starts, np.int32(len(users)))
 
@@ -140,7 +138,7 @@ def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[
     per_user = len(starts)
     return pa.table(
         {
-            "user_id": column("user_id").take(pa.array(starts)),
+            "user_id": users.take(pa.array(starts)),
             names.CLUSTER_IDS: lists(column("cluster_id")),
             **{name: lists(column(name)) for name in [*names.SUMS, names.LAST_IMPRESSION_AT]},
             names.ACTION_SUMS: lists(pa.array(flat), len(action_types)),
@@ -188,7 +186,7 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
     table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
-    news = table.filter(_unseen(connection, folder, table, as_of)).sort_by("user_id")
+    news = table.filter(_unseen(connection, folder, table, as_of))
     file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
     if news.num_rows or not file.parent.exists():
         write_table(news, file)

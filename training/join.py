@@ -14,7 +14,7 @@ from bandit.settings import Settings
 from bandit.types import MICROSECONDS_PER_DAY
 from training.fold import epoch_us
 from training.outcomes import outcomes_file, write_outcomes
-from training.tables import DECISIONS, FEEDBACK, engine, log_files, write_table
+from training.tables import DECISIONS, FEEDBACK, engine, log_files, once, write_table
 
 EXAMPLES_FILE = "examples.parquet"
 DEAD_LETTERS_FILE = "dead_letters/feedback.parquet"
@@ -46,7 +46,7 @@ def join(settings: Settings, *, as_of: int) -> Joined:
     decisions = decisions.distinct(on="decision_id").mutate(decided=epoch_us(ibis._.decided_at))
     window = settings.reward.attribution_window  # feedback of the training window may belong to a decision from before it
     decisions = connection.create_table("decisions", decisions.filter((decisions.decided > since - window) & (decisions.decided <= as_of)))
-    unique = feedback.group_by("event_id").agg(**{name: feedback[name].min() for name in FEEDBACK.names if name != "event_id"})
+    unique = once(feedback)
     unique = unique.mutate(at=epoch_us(unique.occurred_at)).filter(lambda t: (t.at > since) & (t.at <= as_of))
     feedback = connection.create_table("feedback", unique)
     draws = connection.create_table("draws", drawn_queries(decisions))

@@ -6,19 +6,21 @@ crash left behind, and is not inherited from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import InvalidValueError
 from bandit.lineage import Reclustering, recluster
 from bandit.settings import Settings
 from bandit.types import Ints
-from training.lineage import lineage_folder, read_lineage, timed_file, timed_files
+from training.groups import starts_of
+from training.lineage import Lineage, lineage_folder, read_lineage, timed_file, timed_files
 from training.pinnersage import UserClusters
 from training.tables import MEMBERS, write_table
 
@@ -37,35 +39,54 @@ def last_clustering(settings: Settings, *, as_of: int) -> int | None:
 
 
 def inherit(
-    settings: Settings, users: Sequence[UserClusters], item_ids: pa.Array, *, last: int | None, as_of: int, effective_at: int
-) -> tuple[list[list[str]], list[Reclustering]]:
-    """Ids of every user's new clusters (also those left out), and what changed since the clustering as of `last`.
+    settings: Settings, user_ids: pa.Array, found: UserClusters, item_ids: pa.Array, *, last: int | None, as_of: int, effective_at: int
+) -> tuple[pa.Array, list[Reclustering]]:
+    """Ids of every user's new clusters (also those not served), and what changed since the clustering as of `last`.
 
-    Writes the members of the new clusters, which count once the lineage file of `as_of` is there. A user who is not among `users` keeps
-    the members of the last time.
+    Writes the members of the new clusters, which count once the lineage file of `as_of` is there. A user who is not among `user_ids` (in
+    ascending order) keeps the members of the last time.
 
     Raises: InvalidValueError when `effective_at` is not after the last reclustering's.
     """
-    old = _read(timed_file(_folder(settings), last)) if last is not None else {}
+    old = pq.read_table(timed_file(_folder(settings), last), schema=MEMBERS) if last is not None else MEMBERS.empty_table()
     history = read_lineage(settings, as_of - 1)
     latest = max((changes[-1].effective_at for changes in history.values()), default=-1)
     if effective_at <= latest:
         raise InvalidValueError("effective_at", expected=f"a time after the last reclustering's, {latest}", received=effective_at)
-    fresh = _strings(item_ids, [np.append(user.medoids, user.left_out) for user in users])
-    members = iter(_strings(item_ids, [items for user in users for items in user.members]))
-    ids: list[list[str]] = []
+    ids, members = item_ids.take(pa.array(found.medoids)), item_ids.take(pa.array(found.members))
     changes: list[Reclustering] = []
-    for user, fresh_ids in zip(users, fresh, strict=True):
-        new = list(islice(members, len(fresh_ids)))
-        earlier = {
-            name for change in history.get(user.user_id, ()) for move in change.moves for name in (move.from_cluster, move.to_cluster)
-        }
-        named, change = recluster(user.user_id, old.get(user.user_id, {}), new, fresh_ids, effective_at, taken=earlier)
-        old[user.user_id] = dict(zip(named, new, strict=True))
-        ids.append(named)
-        changes += [change] if change else []
-    _write(timed_file(_folder(settings), as_of), old)
+    if old.num_rows or history:
+        ids, changes = _inherited(_by_user(old), history, user_ids, found, ids, members, effective_at)
+    size_of_user = np.add.reduceat(found.item_counts, starts_of(found.clusters)) if len(user_ids) else found.clusters
+    new = pa.table([_each(user_ids, size_of_user), _each(ids, found.item_counts), members], schema=MEMBERS)
+    kept = old.filter(pc.invert(pc.is_in(old["user_id"], user_ids)))
+    if kept.num_rows:
+        new = pa.concat_tables([new, kept]).sort_by("user_id")  # a stable sort
+    write_table(new, timed_file(_folder(settings), as_of))
     return ids, changes
+
+
+def _inherited(
+    old: Mapping[str, Clusters],
+    history: Lineage,
+    user_ids: pa.Array,
+    found: UserClusters,
+    fresh_ids: pa.Array,
+    members: pa.Array,
+    effective_at: int,
+) -> tuple[pa.Array, list[Reclustering]]:
+    """The ids, and what changed."""
+    fresh, items = iter(fresh_ids.to_pylist()), iter(members.to_pylist())
+    sizes = iter(found.item_counts.tolist())
+    ids: list[str] = []
+    changes: list[Reclustering] = []
+    for user, clusters in zip(user_ids.to_pylist(), found.clusters.tolist(), strict=True):
+        new = [list(islice(items, size)) for size in islice(sizes, clusters)]
+        earlier = {name for change in history.get(user, ()) for move in change.moves for name in (move.from_cluster, move.to_cluster)}
+        named, change = recluster(user, old.get(user, {}), new, list(islice(fresh, clusters)), effective_at, taken=earlier)
+        ids += named
+        changes += [change] if change else []
+    return pa.array(ids, pa.string()), changes
 
 
 def forget_members(settings: Settings, *, as_of: int) -> None:
@@ -80,28 +101,14 @@ def _folder(settings: Settings) -> Path:
     return settings.data_path / "members"
 
 
-def _read(file: Path) -> dict[str, Clusters]:
-    table = pq.read_table(file, schema=MEMBERS)
-    rows = zip(*(table[name].to_pylist() for name in MEMBERS.names), strict=True)
+def _by_user(members: pa.Table) -> dict[str, Clusters]:
+    rows = zip(*(members[name].to_pylist() for name in MEMBERS.names), strict=True)
     users: dict[str, Clusters] = {}
     for (user, cluster), items in groupby(rows, key=lambda row: (row[0], row[1])):
         users.setdefault(user, {})[cluster] = [item for _, _, item in items]
     return users
 
 
-def _write(file: Path, users: Mapping[str, Clusters]) -> None:
-    clusters = [(user, cluster, items) for user, named in sorted(users.items()) for cluster, items in named.items()]
-    columns = (
-        [user for user, _, items in clusters for _ in items],
-        [cluster for _, cluster, items in clusters for _ in items],
-        [item for _, _, items in clusters for item in items],
-    )
-    write_table(pa.table([pa.array(column, pa.string()) for column in columns], schema=MEMBERS), file)
-
-
-def _strings(item_ids: pa.Array, groups: Sequence[Ints]) -> list[list[str]]:
-    """The ids of each group of rows."""
-    flat = np.concatenate(groups) if groups else np.zeros(0, np.int64)
-    strings = item_ids.take(pa.array(flat, pa.int64())).to_pylist()
-    ends = np.cumsum([len(group) for group in groups], dtype=np.int64).tolist()
-    return [strings[end - len(group) : end] for group, end in zip(groups, ends, strict=True)]
+def _each(values: pa.Array, times: Ints) -> pa.Array:
+    """Each value as often as that."""
+    return values.take(pa.array(np.repeat(np.arange(len(values)), times)))

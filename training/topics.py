@@ -58,6 +58,10 @@ def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: R
 
     Unit: reward per impression.
     """
+    result = np.zeros(int(topics.max()) + 1 if len(topics) else 0)
+    impressions = pc.equal(history["action"], IMPRESSION)
+    if not pc.any(impressions).as_py():
+        return result
     weights = pa.array([scheme.weights.get(action, 0.0) for action in scheme.action_types])
     code = pc.index_in(history["action"], pa.array(scheme.action_types))
     rows = pa.table(
@@ -65,11 +69,10 @@ def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: R
             "user": history["user_id"],
             "item": pc.index_in(history["item_id"], item_ids),
             "worth": weights.take(code),
-            "shown": pc.equal(history["action"], IMPRESSION),
+            "shown": impressions,
         }
     ).drop_null()
     shown = rows.group_by(["user", "item"]).aggregate([("worth", "sum"), ("shown", "max")]).filter(pc.field("shown_max"))
-    result = np.zeros(int(topics.max()) + 1 if len(topics) else 0)
     if not shown.num_rows:
         return result
     reward = np.clip(shown["worth_sum"].to_numpy(), scheme.minimum, scheme.maximum)

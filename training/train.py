@@ -71,9 +71,8 @@ def read_examples(settings: Settings) -> Examples:
     file = examples_file(settings)
     if not file.exists():
         raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
-    table = pq.read_table(file)
-    table = table.filter(np.asarray(table["impressions"]) > 0)
-    table = table.filter(_learnable(table, settings))
+    table = pq.read_table(file, columns=["features", "impressions", "reward", "decided_at", "mode", "arm"])
+    table = table.filter(pc.and_(pc.greater(table["impressions"], 0), _learnable(table, settings)))
     rows, minimum = table.num_rows, settings.training.minimum_rows
     if rows < minimum:
         raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")

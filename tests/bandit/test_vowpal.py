@@ -172,16 +172,40 @@ def test_weights_that_are_not_positive_are_refused_for_vowpal_wabbit_would_skip_
         fit(features, costs, weights, NAMES, COIN)
 
 
-def test_a_child_that_takes_too_long_is_stopped():
-    features, costs = world(10)
+rows = pytest.mark.parametrize("count", [10, 20_000])  # the second is more text than a pipe holds: the writer waits for the child
+
+
+@rows
+def test_a_child_that_takes_too_long_is_stopped(count):
+    features, costs = world(count)
     with pytest.raises(LearnerError, match=r"stopped after 0\.01 seconds"):
-        fit(features, costs, np.ones(10), NAMES, dataclasses.replace(COIN, timeout_seconds=0.01))
+        fit(features, costs, np.ones(count), NAMES, dataclasses.replace(COIN, timeout_seconds=0.01))
 
 
-def test_a_child_that_fails_is_a_learner_error_with_its_last_words():
-    features, costs = world(10)
+@rows
+def test_a_child_that_fails_is_a_learner_error_with_its_last_words(count):
+    features, costs = world(count)
     with pytest.raises(LearnerError, match="no_such_option"):
-        fit(features, costs, np.ones(10), NAMES, Learner(options="--no_such_option"))
+        fit(features, costs, np.ones(count), NAMES, Learner(options="--no_such_option"))
+
+
+def test_a_child_that_stops_reading_has_learned_what_it_read():
+    features, costs = world(20_000)
+    some = fit(features, costs, np.ones(20_000), NAMES, Learner(options="--coin --examples 50"))
+    np.testing.assert_array_equal(some, fit(features[:50], costs[:50], np.ones(50), NAMES, COIN))
+
+
+def test_rows_that_cannot_be_written_are_no_model():
+    features, costs = world(10)
+    with pytest.raises(ValueError, match="zip"):
+        fit(features[:, 1:], costs, np.ones(10), NAMES, COIN)
+
+
+def test_chunks_are_learned_from_in_order(monkeypatch):
+    features, costs = world(2_000)
+    whole = fit(features, costs, np.ones(2_000), NAMES, COIN)
+    monkeypatch.setattr(bandit.vowpal, "_CHUNK", 7)
+    np.testing.assert_array_equal(fit(features, costs, np.ones(2_000), NAMES, COIN), whole)
 
 
 def test_two_features_of_one_name_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from bandit.settings import Settings
 from feature_repo import names
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, NOW, TIME, naive, unit_vectors, write_embeddings, write_history
-from training.cluster import Clustered, cluster
+from training import cluster as step
+from training.cluster import _ENGAGEMENTS_PER_TASK, Clustered, cluster
 
 ITEMS = [f"i{number:02d}" for number in range(40)]
 
@@ -57,12 +59,13 @@ def test_twice_gives_the_same_bytes(deployment: Deployment, files: Files) -> Non
 
 def test_one_process_and_two_give_the_same_bytes(deployment: Deployment, tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    users = 450  # more than one task of 200, or nothing is shared out
+    users = 450
     rows = [
         (f"u{user}", ITEMS[item], "repin", NOW - int(age))
         for user in range(users)
-        for item, age in zip(rng.integers(0, 40, 5), rng.integers(HOUR, 90 * DAY, 5), strict=True)
+        for item, age in zip(rng.integers(0, 40, 30), rng.integers(HOUR, 90 * DAY, 30), strict=True)
     ]
+    assert len(rows) > 3 * _ENGAGEMENTS_PER_TASK  # or nothing is shared out
     files = Files(
         history=write_history(tmp_path / "h.parquet", rows), embeddings=write_embeddings(tmp_path / "e.parquet", ITEMS, unit_vectors(40, 8))
     )
@@ -282,6 +285,13 @@ def test_a_topic_column_that_is_no_topic_is_refused(deployment: Deployment, file
         assert refused(deployment.settings, files).column == "topic"
 
 
+def test_bad_files_are_refused_with_processes_started(deployment: Deployment, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_ENGAGEMENTS_PER_TASK", 1)
+    files.embeddings.write_bytes(files.embeddings.read_bytes()[:100])
+    refused(deployment.change("[clustering]\nprocesses = 2").settings, files, "not a readable Parquet file")
+    assert not multiprocessing.active_children()
+
+
 def test_files_that_are_no_parquet_files_are_refused(deployment: Deployment, files: Files, tmp_path: Path) -> None:
     absent = tmp_path / "absent.parquet"
     assert refused(deployment.settings, Files(history=absent, embeddings=files.embeddings), "no such file").file == str(absent)
@@ -299,9 +309,12 @@ def test_a_failed_run_leaves_the_last_snapshot(deployment: Deployment, files: Fi
     assert not list(Path(result.file).parent.glob(".*"))
 
 
-def test_progress_counts_to_the_number_of_users(deployment: Deployment, files: Files) -> None:
+def test_progress_counts_to_the_number_of_users(deployment: Deployment, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_ENGAGEMENTS_PER_TASK", 1)
+    clustering = deployment.settings.clustering.model_copy(update={"processes": 1})
+    settings = deployment.settings.model_copy(update={"clustering": clustering})
     seen: list[tuple[int, int]] = []
-    cluster(deployment.settings, history=files.history, embeddings=files.embeddings, as_of=NOW, progress=lambda *now: seen.append(now))
+    cluster(settings, history=files.history, embeddings=files.embeddings, as_of=NOW, progress=lambda *now: seen.append(now))
     assert seen == [(done, 12) for done in range(1, 13)]
 
 

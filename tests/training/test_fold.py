@@ -192,6 +192,17 @@ def test_the_same_event_id_counts_once(deployment: Deployment) -> None:
     assert result.events == 300
 
 
+def test_of_copies_that_contradict_each_other_the_least_of_each_column_counts(deployment: Deployment) -> None:
+    alone, last = feedback("alone", at=NOW - HOUR), feedback("e", at=NOW - HOUR, user_id="u1", cluster_id="c2", action="repin")
+    copies = [last, feedback("e", at=NOW - 2 * HOUR, user_id="u2", cluster_id="c1", action="closeup")]
+    least = feedback("e", at=NOW - 2 * HOUR, user_id="u1", cluster_id="c1", action="closeup")
+    for order in (copies, copies[::-1]):
+        write_feedback(deployment.settings, [*order, alone])
+        result, table = run(deployment.settings)
+        assert_same(folded_sums(table), by_hand([least, alone]))
+        assert result.events == 2
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_merged_parts_are_the_whole(deployment: Deployment, seed: int) -> None:
     events = log_of(400, seed=seed)
