@@ -51,7 +51,7 @@ def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
         other = int(number * (last + 1))
         order[last], order[other] = order[other], order[last]
     counts = [0] * n
-    first, cumulated, before = numbers[0], 0.0, 0
+    first, cumulated, before = numbers[0] if n else 0.0, 0.0, 0
     for step in range(n):
         place = order[step]
         quota = quotas[place]
