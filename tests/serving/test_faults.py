@@ -104,6 +104,32 @@ def test_asyncio(world: Served, proxied: tuple[Served, SlowProxy], fault: str) -
     check(asyncio.run(run()), world)
 
 
+@pytest.mark.parametrize("way", ["threads", "asyncio"])
+def test_a_busy_redis_that_answers_in_time_answers_everybody(world: Served, way: str) -> None:
+    """Nobody is turned away whom there is time to serve."""
+    with world.open(deadline_ms=6000.0) as selector:
+        selections: list[Selection] = []
+
+        def call(number: int) -> None:
+            selections.append(selector.select(REWARDED[number % 3], K))
+
+        async def run() -> None:
+            selections.extend(await asyncio.gather(*(selector.select_async(REWARDED[number % 3], K) for number in range(REQUESTS))))
+            await selector.close_async()
+
+        if way == "threads":
+            threads = [threading.Thread(target=call, args=(number,)) for number in range(REQUESTS)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            asyncio.run(run())
+    assert len(selections) == REQUESTS
+    assert all(selection.logged and not selection.degraded for selection in selections)
+    assert not selector.breaker.is_open
+
+
 def test_killed_and_started_again(tmp_path: Path) -> None:
     """The same port, an empty store: answers go on from what was seen, and logging comes back by itself."""
     with own_world(tmp_path) as world, world.open(deadline_ms=500.0) as selector:
