@@ -59,9 +59,10 @@ def test_threads(world: Served, proxied: tuple[Served, SlowProxy], fault: str) -
         for user in REWARDED:
             selector.select(user, K)
         selections: list[Selection] = []
-        halfway = threading.Event()
+        start, halfway = threading.Barrier(REQUESTS // 2), threading.Event()
 
         def call(number: int) -> None:
+            start.wait()  # else the first are served before the last thread is there
             selections.append(selector.select(REWARDED[number % 3], K))
             if len(selections) > REQUESTS // 10:
                 halfway.set()
