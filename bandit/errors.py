@@ -67,6 +67,10 @@ class DependencyAwayError(QueryRewardsError, ConnectionError):
         super().__init__(f"{service} at {place} is away: {reason}")
 
 
+class TooLateError(DependencyAwayError):
+    """Nor is there time to do without the service: too many others wait."""
+
+
 class BacklogFullError(QueryRewardsError, BlockingIOError):
     """The feedback stream holds more than may wait: nothing of the call was taken, and the caller keeps it and tries again."""
 

@@ -49,9 +49,9 @@ class Address:
             greetings=len(greetings),
         )
 
-    def away(self, reason: Exception | str) -> DependencyAwayError:
+    def away(self, reason: Exception | str, kind: type[DependencyAwayError] = DependencyAwayError) -> DependencyAwayError:
         """Our error for this Redis not answering."""
-        return away(self.url, reason)
+        return away(self.url, reason, kind)
 
 
 def _context(options: Mapping[str, Any]) -> ssl.SSLContext:

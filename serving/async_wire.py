@@ -9,52 +9,49 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self, cast
 
 import hiredis
 
-from bandit.errors import DependencyAwayError
 from serving.address import Address
+from serving.async_turns import AsyncTurns
 from serving.breaker import CircuitBreaker
-from serving.wire import LEFT_ALONE, MORE, check_greeting
+from serving.turns import Place
+from serving.wire import LEFT_ALONE, MORE, check_greeting, share_of_failure, turned_away
 
 
 class AsyncWire:
-    """An exchange for one event loop. At most `in_flight` requests wait for Redis at once; others wait for them, until their deadline."""
+    """An exchange for one event loop. At most `in_flight` requests have their turn at once; others wait for theirs."""
 
     def __init__(self, address: Address, breaker: CircuitBreaker, *, in_flight: int, patience: float) -> None:
-        """Nothing is connected before the first exchange. `patience`: seconds that Redis may take, once it is a caller's turn."""
+        """Nothing is connected before the first exchange. `patience`: seconds that Redis may take for one exchange."""
         self._address, self._breaker, self._patience = address, breaker, patience
-        self._free = asyncio.Semaphore(in_flight)
+        self._turns = AsyncTurns(in_flight, lambda: breaker.turns_away)
         self._connecting = asyncio.Lock()
         self._line: _Line | None = None
 
-    async def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
-        """As `Wire.exchange`, with the same errors."""
-        if self._breaker.turns_away:
+    def turn(self, until: float, deadline: float) -> AsyncTurn:
+        """As `Wire.turn`, for `async with`."""
+        return AsyncTurn(self._turns, self._exchange, until, deadline)
+
+    async def _exchange(self, place: Place, commands: bytes, replies: int, deadline: float) -> list[Any]:
+        if place is not Place.TURN:
+            raise turned_away(self._address, self._breaker, place)
+        if not self._breaker.allows():
             raise self._address.away(LEFT_ALONE)
+        line, started = self._line, time.monotonic()
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                await self._free.acquire()
-        except TimeoutError as error:
-            raise self._address.away("too many requests before this one") from error
-        line = self._line
-        try:
-            if not self._breaker.allows():
-                raise self._address.away(LEFT_ALONE)
-            async with asyncio.timeout(min(deadline - time.monotonic(), self._patience)):
+            async with asyncio.timeout(min(deadline - started, self._patience)):
                 if line is None or line.closed:
                     line = await self._connected()
                 found: list[Any] = await line.send(commands, replies)
-        except DependencyAwayError:
-            raise
         except OSError as error:  # a TimeoutError is one too
-            self._breaker.failed()
+            self._breaker.failed(share_of_failure(error, time.monotonic() - started, self._patience))
             if self._line is line:
                 self.close()
             raise self._address.away(error if str(error) else "it did not answer in time") from error
-        finally:
-            self._free.release()
         self._breaker.succeeded()
         return found
 
@@ -73,6 +70,29 @@ class AsyncWire:
                 if self._address.greetings:
                     check_greeting(await line.send(self._address.greeting, self._address.greetings))
             return self._line
+
+
+class AsyncTurn:
+    """From `async with` to its end, as `Turn`."""
+
+    __slots__ = ("_deadline", "_exchange", "_place", "_turns", "_until")
+
+    def __init__(self, turns: AsyncTurns, exchange: Callable[..., Awaitable[list[Any]]], until: float, deadline: float) -> None:
+        """See `AsyncWire.turn`."""
+        self._turns, self._exchange, self._until, self._deadline = turns, exchange, until, deadline
+
+    async def __aenter__(self) -> Self:
+        """Wait."""
+        self._place = await self._turns.take(self._until, self._deadline)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """The next one's turn."""
+        self._turns.give_back(self._place)
+
+    async def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
+        """As `Turn.exchange`, with the same errors."""
+        return await self._exchange(self._place, commands, replies, deadline)
 
 
 class _Line(asyncio.Protocol):

@@ -17,7 +17,7 @@ class CircuitBreaker:
         """Open after this many failures in a row, for `pause` seconds."""
         self._most, self._pause, self._clock = failures, pause, clock
         self._lock = threading.Lock()
-        self._failures = 0
+        self._failures = 0.0
         self._opened_at: float | None = None  # when it opened, or last let somebody try; None while closed
 
     @property
@@ -51,12 +51,12 @@ class CircuitBreaker:
         with self._lock:
             if self._opened_at is not None:
                 log.warning("Redis answers again")
-            self._failures, self._opened_at = 0, None
+            self._failures, self._opened_at = 0.0, None
 
-    def failed(self) -> None:
-        """Redis did not answer, or not in time."""
+    def failed(self, share: float = 1.0) -> None:
+        """Redis did not answer, or not in time; `share` of a failure, in (0, 1], when it was not given all the time that it may take."""
         with self._lock:
-            self._failures += 1
+            self._failures += share
             if self._failures < self._most:
                 return
             if self._opened_at is None:

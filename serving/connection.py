@@ -16,7 +16,7 @@ def connect(url: str, *, timeout: float) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
 
 
-def away(url: str, error: Exception | str) -> DependencyAwayError:
+def away(url: str, error: Exception | str, kind: type[DependencyAwayError] = DependencyAwayError) -> DependencyAwayError:
     """Our error for a Redis that does not answer; the password stays out of it."""
     parts = urlsplit(url)
-    return DependencyAwayError("Redis", urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), str(error))
+    return kind("Redis", urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), str(error))

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 import hiredis
 import numpy as np
 
-from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError
+from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError, TooLateError
 from bandit.evidence import align
 from bandit.experiment import arm_of
 from bandit.featurize import FEATURE_VERSION, featurize
@@ -43,6 +43,7 @@ _UNTRAINED_MEAN = 0.1  # prior mean while no model has brought one, reward per i
 _PATIENCE_SHARE = 0.5  # that one exchange may take
 _READ_SHARE = 0.75  # that may have passed when the features are there
 _LOG_SHARE = 0.9  # that may have passed when the log has answered
+_TURN_SHARE = 0.95  # that may have passed when who waited for a turn is let go
 _AT_ONCE = 100  # users whose features one pipeline reads
 
 Steps: TypeAlias = Generator[bytes, Any, Selection]
@@ -141,16 +142,19 @@ class QuerySelector:
         check_mode(self._settings.serving.mode, existing)
         steps = self._steps(request)
         command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
-        while True:
-            answer: Any
-            try:
-                (answer,) = self._wire.exchange(command, 1, deadline, request.prepare)
-            except DependencyAwayError as error:
-                answer = error
-            try:
-                command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
-            except StopIteration as done:
-                return self._done(request, done.value)
+        with self._wire.turn(deadline, request.started + _TURN_SHARE * self._deadline) as turn:
+            while True:
+                answer: Any
+                try:
+                    (answer,) = turn.exchange(command, 1, deadline, request.prepare)
+                except DependencyAwayError as error:
+                    answer = error
+                try:
+                    command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
+                except StopIteration as done:
+                    selection: Selection = done.value
+                    break
+        return self._done(request, selection)
 
     async def select_async(
         self,
@@ -169,16 +173,19 @@ class QuerySelector:
         check_mode(self._settings.serving.mode, existing)
         steps = self._steps(request)
         command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
-        while True:
-            answer: Any
-            try:
-                (answer,) = await self._async_wire.exchange(command, 1, deadline)
-            except DependencyAwayError as error:
-                answer = error
-            try:
-                command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
-            except StopIteration as done:
-                return self._done(request, done.value)
+        async with self._async_wire.turn(deadline, request.started + _TURN_SHARE * self._deadline) as turn:
+            while True:
+                answer: Any
+                try:
+                    (answer,) = await turn.exchange(command, 1, deadline)
+                except DependencyAwayError as error:
+                    answer = error
+                try:
+                    command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
+                except StopIteration as done:
+                    selection: Selection = done.value
+                    break
+        return self._done(request, selection)
 
     async def close_async(self) -> None:
         """`close`, from the loop that `select_async` was called on."""
@@ -223,21 +230,22 @@ class QuerySelector:
         running = [(request, self._steps(request)) for request in requests]
         waiting = [(steps, next(steps)) for _, steps in running]
         made: dict[Steps, Selection] = {}
-        for share in (_READ_SHARE, _LOG_SHARE):
-            answers: Sequence[Any]
-            try:
-                answers = self._wire.exchange(b"".join(command for _, command in waiting), len(waiting), started + share * self._deadline)
-            except DependencyAwayError as error:
-                answers = [error] * len(waiting)
-            following = []
-            for (steps, _), answer in zip(waiting, answers, strict=True):
+        with self._wire.turn(started + _READ_SHARE * self._deadline, started + _TURN_SHARE * self._deadline) as turn:
+            for share in (_READ_SHARE, _LOG_SHARE):
+                answers: Sequence[Any]
                 try:
-                    following.append((steps, steps.send(answer)))
-                except StopIteration as done:
-                    made[steps] = done.value
-            waiting = following
-            if not waiting:
-                break
+                    answers = turn.exchange(b"".join(command for _, command in waiting), len(waiting), started + share * self._deadline)
+                except DependencyAwayError as error:
+                    answers = [error] * len(waiting)
+                following = []
+                for (steps, _), answer in zip(waiting, answers, strict=True):
+                    try:
+                        following.append((steps, steps.send(answer)))
+                    except StopIteration as done:
+                        made[steps] = done.value
+                waiting = following
+                if not waiting:
+                    break
         return [self._done(request, made[steps]) for request, steps in running]
 
     def _done(self, request: Request, selection: Selection) -> Selection:
@@ -257,7 +265,7 @@ class QuerySelector:
         except (DependencyAwayError, FeatureStoreError) as error:
             log.debug("select degraded: %s", error)
             reason, reachable = str(error), not isinstance(error, DependencyAwayError)
-            late = time.monotonic() > request.started + self._deadline  # a draw would make it later
+            late = isinstance(error, TooLateError) or time.monotonic() > request.started + self._deadline  # a draw would make it later
             row = (None, None) if late else self._remembered.of(request.user_id) or (profile_of(request.fallback), None)
         decision = self._decision_or_nothing(request, row, reason)
         if isinstance(decision, Selection):

@@ -26,24 +26,36 @@ class ServedModel:
         self.current: tuple[str, LinearModel] | None = None
         self._pointer: bytes | None = None  # what `current` was read from
         self._refused: bytes | None = None  # what was said to be unusable; it is looked at again, for it may be handed over again
+        self._away = False
         self._stop = threading.Event()
         self.refresh()
         self._thread = threading.Thread(target=self._watch, name="query-rewards-model", daemon=True)
         self._thread.start()
 
     def refresh(self) -> None:
-        """Take over the champion if it changed. A model that cannot be used is refused, with one log line."""
+        """Take over the champion if it changed. Redis going away is one log line, and its return another one."""
         try:
-            pointer = self._client.get(names.CHAMPION_KEY)
-            if pointer is None or pointer == self._pointer:
-                return
+            self._look()
+        except redis.RedisError as error:
+            if not self._away:
+                log.warning("model check failed, serving goes on as before: %s", error)
+            self._away = True
+            return
+        if self._away:
+            log.warning("models are looked for again")
+        self._away = False
+
+    def _look(self) -> None:
+        """A model that cannot be used is refused, with one log line."""
+        pointer = self._client.get(names.CHAMPION_KEY)
+        if pointer is None or pointer == self._pointer:
+            return
+        try:
             champion = msgspec.msgpack.decode(pointer, type=dict[str, str])
             data = self._client.get(names.MODEL_KEY % champion["sha256"]) or b""
             self.current = (champion["version"], model_from_bytes(data, champion["sha256"]))
             self._pointer = pointer
             log.info("serving model version %s", champion["version"])
-        except redis.RedisError as error:
-            log.warning("model check failed, serving goes on as before: %s", error)
         except (ValueError, msgspec.MsgspecError, KeyError) as error:  # CorruptModelError is a ValueError, and so is a torn pointer's text
             if pointer != self._refused:
                 log.error("refused the promoted model, serving goes on as before: %s", error)  # noqa: TRY400 -- one line, as promised

@@ -37,6 +37,14 @@ def test_it_opens_after_failures_in_a_row_only(breaker):
     assert (breaker.is_open, breaker.allows()) == (True, False)
 
 
+def test_a_failure_that_was_given_less_time_counts_for_less(breaker):
+    for _ in range(5):
+        breaker.failed(0.5)
+    assert not breaker.is_open
+    breaker.failed(0.5)
+    assert breaker.is_open
+
+
 def test_after_the_pause_one_caller_tries_and_its_success_lets_all_in(breaker, clock):
     for _ in range(3):
         breaker.failed()

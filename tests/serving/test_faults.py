@@ -59,9 +59,10 @@ def test_threads(world: Served, proxied: tuple[Served, SlowProxy], fault: str) -
         for user in REWARDED:
             selector.select(user, K)
         selections: list[Selection] = []
-        halfway = threading.Event()
+        start, halfway = threading.Barrier(REQUESTS // 2), threading.Event()
 
         def call(number: int) -> None:
+            start.wait()  # else the first are served before the last thread is there
             selections.append(selector.select(REWARDED[number % 3], K))
             if len(selections) > REQUESTS // 10:
                 halfway.set()
@@ -102,6 +103,32 @@ def test_asyncio(world: Served, proxied: tuple[Served, SlowProxy], fault: str) -
         return selections
 
     check(asyncio.run(run()), world)
+
+
+@pytest.mark.parametrize("way", ["threads", "asyncio"])
+def test_a_busy_redis_that_answers_in_time_answers_everybody(world: Served, way: str) -> None:
+    """Nobody is turned away whom there is time to serve."""
+    with world.open(deadline_ms=6000.0) as selector:
+        selections: list[Selection] = []
+
+        def call(number: int) -> None:
+            selections.append(selector.select(REWARDED[number % 3], K))
+
+        async def run() -> None:
+            selections.extend(await asyncio.gather(*(selector.select_async(REWARDED[number % 3], K) for number in range(REQUESTS))))
+            await selector.close_async()
+
+        if way == "threads":
+            threads = [threading.Thread(target=call, args=(number,)) for number in range(REQUESTS)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            asyncio.run(run())
+    assert len(selections) == REQUESTS
+    assert all(selection.logged and not selection.degraded for selection in selections)
+    assert not selector.breaker.is_open
 
 
 def test_killed_and_started_again(tmp_path: Path) -> None:
