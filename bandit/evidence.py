@@ -62,7 +62,7 @@ def align(profile: Profile, rewards: ClusterRewards | None, now: int, half_lives
     )
 
 
-def _gather(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+def _gather(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code takes
     sums: Floats,
     last: Ints,
     cluster_ids: list[str],

@@ -63,7 +63,7 @@ def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, cont
     return matrix
 
 
-def _fill(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+def _fill(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code takes
     matrix: Floats32,
     topic_ids: Ints,
     topic_means: dict[int, float],

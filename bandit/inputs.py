@@ -45,7 +45,7 @@ def pack_inputs(profile: Profile, evidence: Evidence, rows: Ints | None = None) 
     return matrix.tobytes()
 
 
-def _pack(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+def _pack(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code takes
     matrix: Floats,
     rows: Ints,
     topic_ids: Ints,

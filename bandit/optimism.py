@@ -43,7 +43,7 @@ def optimistic(features: Floats32, residuals: Floats, evidence: Evidence, streng
     return scores
 
 
-def _score(  # noqa: PLR0913 -- arrays by themselves: what compiled code takes
+def _score(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code takes
     scores: Floats,
     rates: Floats32,
     residuals: Floats,

@@ -172,7 +172,7 @@ def _share(quotas: Floats, weights: Floats, caps: Floats, k: float) -> None:
             quotas[row] = min(rest * (weights[row] / total), caps[row])
 
 
-def _spend(quotas: Floats, scores: Floats, budgets: Floats, caps: Floats, k: float) -> None:
+def _spend(quotas: Floats, scores: Floats, budgets: Floats, caps: Floats, k: float) -> None:  # noqa: PLR0912 -- loops that are compiled
     """Fill the quotas of `budgeted`; capped in rounds like `_share`."""
     n, rest, again = quotas.shape[0], k, _start(quotas, caps, k)
     nu, top, total = 0.0, 0.0, 0.0

@@ -6,17 +6,23 @@ A request draws from some dozens of clusters and, in each, from some ten items: 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
 from bandit.errors import InvalidValueError
+from bandit.splitmix import SplitMix64
 from bandit.types import Floats, Ints
+
+Randomness: TypeAlias = SplitMix64 | np.random.Generator
 
 _WHOLE = 1e-6  # a sum this near a whole number is one: quotas sum to k only up to rounding
 _LEAST_WEIGHT = 1e-200  # of the largest: what keeps divisions by a weight finite
 
 
-def systematic(quotas: npt.ArrayLike, rng: np.random.Generator) -> Ints:
+def systematic(quotas: npt.ArrayLike, rng: Randomness) -> Ints:
     """Draw counts with mean `quotas`: each is floor or ceil of its quota, and they sum to sum(quotas).
 
     One uniform number is laid over the cumulated fractions of a random permutation; whole parts are given outright, which leaves the
@@ -36,9 +42,9 @@ def systematic(quotas: npt.ArrayLike, rng: np.random.Generator) -> Ints:
     return np.array(draw_counts(quotas.tolist(), uniforms(rng, len(quotas))), np.int64)
 
 
-def uniforms(rng: np.random.Generator, count: int) -> list[float]:
+def uniforms(rng: Randomness, count: int) -> list[float]:
     """That many numbers within [0, 1)."""
-    numbers: list[float] = rng.random(count).tolist()
+    numbers: list[float] = rng.random(count) if isinstance(rng, SplitMix64) else rng.random(count).tolist()
     return numbers
 
 
@@ -71,7 +77,7 @@ def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
 
 
 def draw_items(
-    rows: Sequence[int], quotas: list[float], offsets: list[int], weights: Floats, rng: np.random.Generator
+    rows: Sequence[int], quotas: list[float], offsets: list[int], weights: Floats, rng: Randomness
 ) -> list[tuple[int, int, float]]:
     """Draw: how many items each cluster gives, by `systematic`, then which, in the same way.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from bandit.records import Query
-from bandit.sampling import draw_items
+from bandit.sampling import Randomness, draw_items
 from bandit.types import Profile
 
 
-def draw(profile: Profile, rows: Sequence[int], quotas: list[float], rng: np.random.Generator) -> list[Query]:
+def draw(profile: Profile, rows: Sequence[int], quotas: list[float], rng: Randomness) -> list[Query]:
     """Draw queries: how many of each cluster by systematic sampling over the quotas, then which items in the same way.
 
     Args:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-import numpy as np
-
 from bandit.errors import InvalidValueError
 from bandit.records import uuid7
+from bandit.splitmix import SplitMix64
 from serving.modes import Existing
 
 
@@ -65,9 +64,9 @@ class Request:
         )
 
     @cached_property
-    def rng(self) -> np.random.Generator:
+    def rng(self) -> SplitMix64:
         """The randomness of this request, from its seed alone."""
-        return np.random.default_rng(self.seed)
+        return SplitMix64(self.seed)
 
     @cached_property
     def decision_id(self) -> str:

@@ -4,49 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-import hiredis
-import numpy as np
-
-from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError, TooLateError
-from bandit.evidence import align
-from bandit.experiment import arm_of
-from bandit.featurize import FEATURE_VERSION, featurize
-from bandit.inputs import pack_inputs
-from bandit.policies import FALLBACK, Candidates, plan
-from bandit.quotas import query_caps
-from bandit.records import Decision
+from bandit.errors import DependencyAwayError, InvalidValueError
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
-from bandit.types import ClusterRewards, Prior, Profile, Rate
 from serving.address import Address
 from serving.async_wire import AsyncWire
 from serving.breaker import CircuitBreaker
 from serving.connection import connect
-from serving.decision_log import append_command
-from serving.drawing import draw
 from serving.features import FeatureReader
-from serving.modes import Existing, check_mode, served_as_passed, unlogged
-from serving.remembered import Remembered, Row, profile_of
+from serving.modes import Existing, check_mode
 from serving.request import Request
 from serving.selection import Selection
 from serving.served_model import ServedModel
+from serving.steps import Steps, onward, onward_together
 from serving.wire import Wire
 
 log = logging.getLogger(__name__)
 
-_UNTRAINED_MEAN = 0.1  # prior mean while no model has brought one, reward per impression
 # Shares of the deadline. One caller after the other finds that Redis is away, so that there is time left to answer each without it.
 _PATIENCE_SHARE = 0.5  # that one exchange may take
 _READ_SHARE = 0.75  # that may have passed when the features are there
 _LOG_SHARE = 0.9  # that may have passed when the log has answered
 _TURN_SHARE = 0.95  # that may have passed when who waited for a turn is let go
-_AT_ONCE = 100  # users whose features one pipeline reads
+_AT_ONCE = 20  # users whose features one pipeline reads
 
-Steps: TypeAlias = Generator[bytes, Any, Selection]
 Observer: TypeAlias = Callable[[Selection, float], None]
 
 
@@ -56,11 +41,7 @@ class QuerySelector:
     def __init__(self, settings: Settings, reader: FeatureReader, model: ServedModel) -> None:
         """Put together from its parts; `QuerySelector.open` makes them from the settings file."""
         self._settings, self._reader, self._model = settings, reader, model
-        self._shares = settings.experiment.shares()
-        self._half_lives = settings.reward.half_lives()
-        self._exploration = settings.policy.exploration()
-        self._untrained = Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=settings.policy.prior_strength))
-        self._remembered = Remembered(settings.serving.remembered_profiles)
+        self._steps = Steps(settings, reader, model)
         self._deadline = settings.serving.deadline_ms / 1000.0
         patience = _PATIENCE_SHARE * self._deadline
         address, connections = Address.of(settings.redis_url), settings.serving.connections
@@ -140,8 +121,8 @@ class QuerySelector:
         """
         request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
         check_mode(self._settings.serving.mode, existing)
-        steps = self._steps(request)
-        command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
+        run = self._steps.of(request)
+        command, deadline = onward(run), request.started + _READ_SHARE * self._deadline
         with self._wire.turn(deadline, request.started + _TURN_SHARE * self._deadline) as turn:
             while True:
                 answer: Any
@@ -150,7 +131,7 @@ class QuerySelector:
                 except DependencyAwayError as error:
                     answer = error
                 try:
-                    command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
+                    command, deadline = onward(run, answer), request.started + _LOG_SHARE * self._deadline
                 except StopIteration as done:
                     selection: Selection = done.value
                     break
@@ -171,8 +152,8 @@ class QuerySelector:
         """`select` for asyncio: the same decision, and nothing blocks the loop. A selector serves one loop."""
         request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
         check_mode(self._settings.serving.mode, existing)
-        steps = self._steps(request)
-        command, deadline = next(steps), request.started + _READ_SHARE * self._deadline
+        run = self._steps.of(request)
+        command, deadline = onward(run), request.started + _READ_SHARE * self._deadline
         async with self._async_wire.turn(deadline, request.started + _TURN_SHARE * self._deadline) as turn:
             while True:
                 answer: Any
@@ -181,7 +162,7 @@ class QuerySelector:
                 except DependencyAwayError as error:
                     answer = error
                 try:
-                    command, deadline = steps.send(answer), request.started + _LOG_SHARE * self._deadline
+                    command, deadline = onward(run, answer), request.started + _LOG_SHARE * self._deadline
                 except StopIteration as done:
                     selection: Selection = done.value
                     break
@@ -210,7 +191,7 @@ class QuerySelector:
             now: UTC microseconds; the clock if None.
             seeds: one for each user; random if None.
 
-        Returns: selections in the order of the users. Each hundred of users has the deadline of one call.
+        Returns: selections in the order of the users. Each twenty users have the deadline of one call.
 
         Raises: InvalidValueError as `select`, or for another number of seeds than users.
         """
@@ -227,159 +208,23 @@ class QuerySelector:
 
     def _select_part(self, requests: Sequence[Request]) -> list[Selection]:
         started = time.monotonic()
-        running = [(request, self._steps(request)) for request in requests]
-        waiting = [(steps, next(steps)) for _, steps in running]
-        made: dict[Steps, Selection] = {}
+        made: dict[int, Selection] = {}
+        runs = [(number, self._steps.of(request)) for number, request in enumerate(requests)]
+        waiting = onward_together(runs, [None] * len(runs), made)
         with self._wire.turn(started + _READ_SHARE * self._deadline, started + _TURN_SHARE * self._deadline) as turn:
             for share in (_READ_SHARE, _LOG_SHARE):
-                answers: Sequence[Any]
+                commands = b"".join(command for _, _, command in waiting)
+                answers: list[Any]
                 try:
-                    answers = turn.exchange(b"".join(command for _, command in waiting), len(waiting), started + share * self._deadline)
+                    answers = turn.exchange(commands, len(waiting), started + share * self._deadline)
                 except DependencyAwayError as error:
                     answers = [error] * len(waiting)
-                following = []
-                for (steps, _), answer in zip(waiting, answers, strict=True):
-                    try:
-                        following.append((steps, steps.send(answer)))
-                    except StopIteration as done:
-                        made[steps] = done.value
-                waiting = following
+                waiting = onward_together([(number, run) for number, run, _ in waiting], answers, made)
                 if not waiting:
                     break
-        return [self._done(request, made[steps]) for request, steps in running]
+        return [self._done(request, made[number]) for number, request in enumerate(requests)]
 
     def _done(self, request: Request, selection: Selection) -> Selection:
         if self.observer is not None:
             self.observer(selection, time.monotonic() - request.started)
         return selection
-
-    def _steps(self, request: Request) -> Steps:
-        """One request, without its input and output: gives the command to send, is sent what came back, and returns the selection."""
-        reason, reachable = "", True
-        answer = yield self._reader.command(request.user_id)
-        try:
-            if isinstance(answer, DependencyAwayError):
-                raise answer
-            row = self._reader.row(request.user_id, answer)
-            self._remembered.keep(request.user_id, row)
-        except (DependencyAwayError, FeatureStoreError) as error:
-            log.debug("select degraded: %s", error)
-            reason, reachable = str(error), not isinstance(error, DependencyAwayError)
-            late = isinstance(error, TooLateError) or time.monotonic() > request.started + self._deadline  # a draw would make it later
-            row = (None, None) if late else self._remembered.of(request.user_id) or (profile_of(request.fallback), None)
-        decision = self._decision_or_nothing(request, row, reason)
-        if isinstance(decision, Selection):
-            return decision
-        logged = reachable  # a log that is as far away as the features would take another deadline to say so
-        if reachable:
-            answer = yield append_command(decision)
-            if isinstance(answer, DependencyAwayError | hiredis.ReplyError):
-                log.debug("decision not logged: %s", answer)
-                reason, logged = reason or str(answer), False
-        if not reason and len(decision.queries) < request.k:
-            reason = f"{len(decision.queries)} of {request.k} queries: the clusters have no more"
-        return Selection(
-            decision_id=decision.decision_id,
-            queries=decision.queries,
-            policy=decision.policy,
-            model_version=decision.model_version,
-            degraded=decision.degraded or not logged,
-            logged=logged,
-            reason=reason,
-            quotas=dict(zip(decision.cluster_ids, decision.quotas, strict=True)),
-        )
-
-    def _decision_or_nothing(self, request: Request, row: Row, reason: str) -> Decision | Selection:
-        """What is to be logged, or the selection of a request for which there is nothing to log."""
-        (profile, rewards), existing, degraded = row, request.existing, bool(reason)
-        if existing is not None and not existing.covered_by(profile.cluster_ids if profile else ()):
-            return unlogged(existing, reason or "unknown user or clusters: served as passed, not logged", degraded=degraded)
-        if profile is None or not len(profile):
-            return self._nothing(reason or ("unknown user" if profile is None else "the user has no clusters"), degraded=degraded)
-        try:
-            decision = self._decide(request, (profile, rewards), degraded=degraded)
-        except InvalidValueError as error:
-            log.error("decision refused: %s", error)  # noqa: TRY400 -- one line
-            return self._nothing(f"decision refused: {error}", degraded=True)
-        if decision is None:
-            return self._nothing(reason or "no cluster may be queried", degraded=degraded)
-        if existing is not None and not existing.covered_by(decision.cluster_ids):
-            return unlogged(existing, "caps leave out clusters of the choice: served as passed, not logged", degraded=degraded)
-        return decision if existing is None else served_as_passed(decision, existing, self._settings.serving.mode)
-
-    def _decide(
-        self,
-        request: Request,
-        row: tuple[Profile, ClusterRewards | None],
-        *,
-        degraded: bool,
-    ) -> Decision | None:
-        """The decision, None when no cluster may be queried. Raises: InvalidValueError for one that must not leave the process."""
-        profile, rewards = row
-        k, now, caps = request.k, request.now, request.caps
-        version, model = self._model.current or ("", None)
-        arm, policy = self._arm(request.user_id)
-        if policy == "bandit" and model is None:
-            policy = FALLBACK
-        prior = model.prior if model else self._untrained
-        evidence = align(profile, rewards, now, self._half_lives)
-        features = featurize(profile, evidence, prior, now, request.context)
-        limit = query_caps(profile.query_offsets, float(self._settings.policy.max_queries_per_cluster))
-        if caps is not None:
-            limit = np.minimum(limit, [max(caps.get(cluster_id, 0), 0) for cluster_id in profile.cluster_ids])
-        candidates = Candidates(
-            actions=profile.actions,
-            importance=profile.importance,
-            evidence=evidence,
-            features=features,
-            prior=prior,
-            model=model,
-            exploration=model.manifest.exploration if model else self._exploration,
-        )
-        rows: Sequence[int] = range(len(profile))
-        cluster_ids, kept = profile.cluster_ids, None
-        if not limit.min() > 0.0:
-            kept = np.flatnonzero(limit > 0.0)
-            if not len(kept):
-                return None
-            rows, candidates, limit = kept.tolist(), candidates.take(kept), limit[kept]
-            cluster_ids = [cluster_ids[row] for row in rows]
-        planned = plan(policy, candidates, k, limit)
-        quotas = planned.quotas.tolist()
-        queries = draw(profile, rows, quotas, request.rng)
-        return Decision(
-            decision_id=request.decision_id,
-            user_id=request.user_id,
-            decided_at=now,
-            policy=policy,
-            model_version=version,
-            k=k,
-            seed=request.seed,
-            feature_version=FEATURE_VERSION,
-            cluster_ids=cluster_ids,
-            features=candidates.features.astype("<f4", copy=False).tobytes(),
-            scores=planned.scores.tolist(),
-            quotas=quotas,
-            caps=limit.tolist(),
-            queries=queries,
-            context=request.context,
-            degraded=degraded,
-            inputs=pack_inputs(profile, evidence, kept),
-            arm=arm,
-        )
-
-    def _arm(self, user_id: str) -> tuple[str, str]:
-        """The user's arm of the experiment, empty without one, and the policy that chooses there."""
-        arm = arm_of(user_id, self._settings.experiment.salt, self._shares) if self._shares else ""
-        return arm, self._settings.experiment.arms[arm].policy if arm else self._settings.policy.name
-
-    def _nothing(self, reason: str, *, degraded: bool) -> Selection:
-        return Selection(
-            decision_id="",
-            queries=(),
-            policy=self._settings.policy.name,
-            model_version=self.model_version,
-            degraded=degraded,
-            logged=False,
-            reason=reason,
-        )
