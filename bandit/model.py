@@ -11,6 +11,7 @@ import numpy as np
 from bandit.errors import CorruptModelError
 from bandit.exploration import Exploration
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.linear import predictions
 from bandit.types import Floats, Floats32, Prior, Rate
 
 
@@ -44,12 +45,8 @@ class LinearModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     weights: bytes
 
     @cached_property
-    def _parts(self) -> tuple[Floats32, Floats32, np.float32]:
-        d = len(self.manifest.feature_names)
-        flat = np.frombuffer(self.weights, "<f4")
-        products = np.zeros((d, d), np.float32)
-        products[np.triu_indices(d)] = flat[d + 1 :]
-        return flat[:d], products, flat[d]
+    def _weights(self) -> Floats32:
+        return np.frombuffer(self.weights, "<f4")
 
     @cached_property
     def prior(self) -> Prior:
@@ -62,8 +59,7 @@ class LinearModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         Equal to Vowpal Wabbit's own prediction to 1e-6 (`tests/bandit/test_vowpal.py`): the model learned costs, so the sign turns.
         """
-        linear, products, constant = self._parts
-        return np.asarray(-(np.vecdot(features @ products + linear, features) + constant), np.float64)
+        return -predictions(features, self._weights)
 
     def to_bytes(self) -> bytes:
         """The model on the wire: MessagePack of manifest and weights."""

@@ -20,8 +20,8 @@ HALF_LIVES = HalfLives(session=30 * MICROSECONDS_PER_MINUTE, long=30 * MICROSECO
 SUMS = ("impressions_session", "reward_session", "draws_session", "impressions_long", "reward_long")
 
 
-def test_seven_modules_are_compiled():
-    assert len(COMPILED) == 7
+def test_nine_modules_are_compiled():
+    assert len(COMPILED) == 9
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -66,7 +66,8 @@ def test_evidence(user, random):
 @given(decisions())
 def test_scores(decision):
     known, _, _ = decision
-    residuals = known.model.predict(known.features)
+    residuals, weights = known.model.predict(known.features), np.frombuffer(known.model.weights, "<f4")
+    same("bandit.linear", lambda module: module.predictions(known.features, weights))
     same("bandit.optimism", lambda module: module.optimistic(known.features, residuals, known.evidence, 8.0, known.exploration))
 
 
@@ -100,4 +101,5 @@ def test_draws(seed, clusters, items):
         lambda module: module.draw_items(range(clusters), quotas.tolist(), offsets.tolist(), weights, np.random.default_rng(seed)),
     )
     same("bandit.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
+    same("bandit.splitmix", lambda module: module.SplitMix64(seed).random(clusters))
     same("bandit.sampling", lambda module: module.item_propensities(weights, quotas[0]))

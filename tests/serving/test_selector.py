@@ -17,6 +17,7 @@ from bandit.evidence import align
 from bandit.featurize import FEATURE_VERSION, featurize
 from bandit.policies import POLICIES, Candidates, plan
 from bandit.records import Decision
+from bandit.splitmix import SplitMix64
 from bandit.types import Prior, Rate
 from feature_repo import names
 from feature_repo.partitions import partition
@@ -187,12 +188,12 @@ def test_a_user_has_an_id(selector: QuerySelector, user: object) -> None:
 def test_items_are_drawn_as_often_as_their_propensities_say(served: Served) -> None:
     profile, _ = FeatureReader(served.folder / "feature_repo", served.redis_url, timeout=5.0).read("u2")
     assert profile is not None
-    quotas, draws = np.array([3.3, 0.2, 1.5, 0.75, 1.25, 1.0]), 4000
-    rows = np.arange(len(quotas))
+    quotas, draws = [3.3, 0.2, 1.5, 0.75, 1.25, 1.0], 4000
+    rows = range(len(quotas))
     seen: Counter[str] = Counter()
     propensity: dict[str, float] = {}
     for seed in range(draws):
-        queries = draw(profile, rows, quotas, np.random.default_rng(seed))
+        queries = draw(profile, rows, quotas, SplitMix64(seed))
         assert len(queries) == 8
         for query in queries:
             seen[query.item_id] += 1
