@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from bandit import quotas
 from bandit.errors import DependencyAwayError, InvalidValueError
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
 from serving.address import Address
@@ -56,6 +57,8 @@ class QuerySelector:
 
         Raises: InvalidSettingError, DependencyAwayError when Redis does not answer, FeatureStoreError when nothing was applied yet.
         """
+        if quotas.__file__.endswith(".py"):
+            log.warning("the loops of a request are not compiled: there was no C compiler at installation, and `select` takes longer")
         settings = load_settings(path)
         timeout = settings.serving.deadline_ms / 1000.0
         reader = FeatureReader(settings.feature_repo_path, settings.redis_url, timeout=timeout)

@@ -199,7 +199,7 @@ def test_items_are_drawn_as_often_as_their_propensities_say(served: Served) -> N
             seen[query.item_id] += 1
             assert propensity.setdefault(query.item_id, query.propensity) == query.propensity
     assert set(propensity) == set(profile.query_items)
-    assert sum(propensity.values()) == pytest.approx(quotas.sum())
+    assert sum(propensity.values()) == pytest.approx(sum(quotas))
     for item, p in propensity.items():
         deviation = math.sqrt(draws * p * (1.0 - p))
         assert abs(seen[item] - draws * p) <= 4.5 * deviation + 1e-6, item
