@@ -104,7 +104,7 @@ def draw_items(
         row, count, quota = rows[position], counts[position], quotas[position]
         start, end = offsets[row], offsets[row + 1]
         floor = int(quota)
-        own = [weights[place] for place in range(start, end)]
+        own = [float(weights[place]) for place in range(start, end)]
         lower, upper = shares(own, floor), shares(own, floor + 1)
         propensities = mean_shares(lower, upper, quota - floor)
         drawn = draw_counts(lower if count == floor else upper, numbers[used : used + end - start])

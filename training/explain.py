@@ -14,6 +14,7 @@ from bandit.inputs import INPUTS, evidence_of
 from bandit.policies import POLICIES, Candidates, plan
 from bandit.sampling import systematic
 from bandit.settings import Settings
+from bandit.splitmix import SplitMix64
 from bandit.types import Floats, Ints, Prior, Rate
 from training.registry import ModelRegistry
 from training.tables import DECISIONS, log_files
@@ -104,7 +105,7 @@ def _recomputed(settings: Settings, row: dict[str, Any], features: Any, drawn: I
         exploration=model.manifest.exploration if model else settings.policy.exploration(),
     )
     planned = plan(row["policy"], known, row["k"], np.array(row["caps"]))
-    counts = systematic(planned.quotas, np.random.default_rng(row["seed"]))
+    counts = systematic(planned.quotas, SplitMix64(row["seed"]))
     for name, again, logged in (
         ("scores", planned.scores, np.array(row["scores"])),
         ("quotas", planned.quotas, np.array(row["quotas"])),

@@ -60,10 +60,13 @@ def test_the_same_seed_gives_the_same_shares() -> None:
 
 
 def test_the_one_cluster_that_pays_is_found() -> None:
-    """One of 20 clusters pays: the bandit finds it at once or late, whatever the number of actions says."""
+    """One of 20 clusters pays: the bandit finds it at once or late, whatever the number of actions says.
+
+    Mean of three worlds: when feedback is late, one user in some 400 has not found it after 80 rounds.
+    """
     players = [(policy, lag) for lag in (AT_ONCE, LATE) for policy in ("action_count", "bandit")]
-    played = play(OneClusterWorld(1, users=10), players, rounds=80, seed=1)
-    late_part = {player: float(rounds[-20:].mean()) for player, rounds in played.items()}
+    worlds = [play(OneClusterWorld(seed, users=10), players, rounds=80, seed=seed) for seed in (1, 2, 3)]
+    late_part = {player: float(np.mean([played[player][-20:].mean() for played in worlds])) for player in players}
     for lag in (AT_ONCE, LATE):
         assert late_part["bandit", lag] >= 0.90
         assert late_part["action_count", lag] <= 0.10
