@@ -6,8 +6,6 @@ The clustering also finds medoids, importance and query items, and writes the sn
 from __future__ import annotations
 
 import multiprocessing
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,7 @@ import pyarrow.compute as pc
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from bandit.settings import DEFAULT_FILE, load_settings
-from benchmarks.result import Result
+from benchmarks.timing import in_processes
 from training.deployment import create
 from training.tables import ENGAGEMENTS, write_table
 
@@ -66,26 +64,14 @@ def child(side: str, folder: Path) -> None:
     else:
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
             found = sum(pool.map(bare, [(str(folder), 0, USERS // 2), (str(folder), USERS // 2, USERS)]))
-    print(found, time.perf_counter() - start)
+    print(found, "clusters in", time.perf_counter() - start)
 
 
 def main() -> None:
-    seconds: dict[str, list[float]] = {"cluster": [], "scipy": []}
-    clusters = {}
     with tempfile.TemporaryDirectory() as folder:
         create(Path(folder), "[clustering]\nprocesses = 2\n")
         write_world(Path(folder))
-        for _ in range(RUNS):
-            for side, values in seconds.items():
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cluster_vs_scipy", side, folder]
-                found, took = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-2:]
-                values.append(float(took))
-                clusters[side] = int(found)
-                print(side, values[-1], found, file=sys.stderr, flush=True)
-    ratio = statistics.median(seconds["cluster"]) / statistics.median(seconds["scipy"])
-    print("cluster_vs_scipy", ratio)
-    detail = {"users": USERS, "items": ITEMS, "clusters": clusters} | seconds
-    Result(name="cluster_vs_scipy", value=ratio, unit="ratio", better="lower", limit=1.5, detail=detail).write()
+        in_processes("cluster_vs_scipy", ("cluster", "scipy"), Path(folder), runs=RUNS, limit=1.5, users=USERS, items=ITEMS)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ Each side in a process of its own, in turn; the fold also checks every event, ma
 
 from __future__ import annotations
 
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bandit.settings import DEFAULT_FILE, load_settings
-from benchmarks.result import Result
+from benchmarks.timing import in_processes
+from feature_repo import names
 from training.deployment import create
 from training.fold import fold
 from training.tables import FEEDBACK, engine, write_table
@@ -65,6 +64,8 @@ def write_events(file: Path) -> None:
 
 def child(side: str, folder: Path) -> None:
     settings = load_settings(folder / DEFAULT_FILE)
+    for old in (settings.feature_repo_path / names.CLUSTER_REWARDS_PATH).glob("2*.parquet"):
+        old.unlink()
     start = time.perf_counter()
     if side == "fold":
         fold(settings, as_of=NOW, now=NOW)
@@ -78,20 +79,10 @@ def child(side: str, folder: Path) -> None:
 
 
 def main() -> None:
-    seconds: dict[str, list[float]] = {"fold": [], "sql": []}
     with tempfile.TemporaryDirectory() as folder:
         create(Path(folder), "")
         write_events(load_settings(Path(folder) / DEFAULT_FILE).data_path / "feedback" / "a.parquet")
-        for _ in range(RUNS):
-            for side, values in seconds.items():
-                for old in (Path(folder) / "feature_repo" / "data" / "cluster_rewards").glob("2*.parquet"):
-                    old.unlink()
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fold_vs_sql", side, folder]
-                values.append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]))
-                print(side, values[-1], file=sys.stderr, flush=True)
-    ratio = statistics.median(seconds["fold"]) / statistics.median(seconds["sql"])
-    print("fold_vs_sql", ratio)
-    Result(name="fold_vs_sql", value=ratio, unit="ratio", better="lower", limit=1.5, detail={"events": EVENTS} | seconds).write()
+        in_processes("fold_vs_sql", ("fold", "sql"), Path(folder), runs=RUNS, limit=1.5, events=EVENTS)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A million rows; each side in a process of its own, in turn. Recording the model 
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import pyarrow as pa
 from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.settings import DEFAULT_FILE, load_settings
 from bandit.vowpal import Learner, write_lines
-from benchmarks.result import Result
+from benchmarks.timing import in_processes
 from training.deployment import create
 from training.join import examples_file
 from training.tables import TIME, write_table
@@ -71,18 +70,10 @@ def child(side: str, folder: Path) -> None:
 
 
 def main() -> None:
-    seconds: dict[str, list[float]] = {"train": [], "vw": []}
     with tempfile.TemporaryDirectory() as folder:
         create(Path(folder), "")
         write_rows(Path(folder))
-        for _ in range(RUNS):
-            for side, values in seconds.items():
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train_vs_vw", side, folder]
-                values.append(float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]))
-                print(side, values[-1], file=sys.stderr, flush=True)
-    ratio = statistics.median(seconds["train"]) / statistics.median(seconds["vw"])
-    print("train_vs_vw", ratio)
-    Result(name="train_vs_vw", value=ratio, unit="ratio", better="lower", limit=2.5, detail={"rows": ROWS} | seconds).write()
+        in_processes("train_vs_vw", ("train", "vw"), Path(folder), runs=RUNS, limit=2.5, rows=ROWS)
 
 
 if __name__ == "__main__":
