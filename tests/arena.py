@@ -19,7 +19,7 @@ from bandit.policies import FALLBACK, Candidates, plan
 from bandit.prior import fit_prior
 from bandit.reward import IMPRESSION, RewardScheme
 from bandit.sampling import systematic
-from bandit.settings import PolicySettings, TrainingSettings
+from bandit.sections import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Evidence, Floats, Floats32, Ints, Prior, Profile, Rate
 from bandit.vowpal import Learner
 from feature_repo import names

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from bandit.errors import (
     DependencyAwayError,
@@ -30,17 +22,13 @@ from bandit.errors import (
 )
 from bandit.intake import FUTURE_TOLERANCE
 from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from training.console import AsJson, AsOf, SettingsFile, fail, now, progress_bar, run_step, show, stderr, time_of
 from training.deployment import create
 from training.lock import locked
 
 FAILED, USAGE, NOT_PROMOTED, AWAY = 1, 2, 3, 4
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn which of a user's clusters are worth querying.")
-stderr = Console(stderr=True)
-
-SettingsFile = Annotated[Path, typer.Option("--settings", help="Settings file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-AsOf = Annotated[str, typer.Option(help="Reference time, ISO 8601 with a time zone; now when left out.")]
 
 
 @app.command()
@@ -67,18 +55,18 @@ def cluster(
 
     settings = load_settings(settings_file)
     streaming = settings.stream.enabled
-    with locked(settings.data_path, "cluster"), _progress() as bar:
+    with locked(settings.data_path, "cluster"), progress_bar() as bar:
         task = bar.add_task("clustering users", total=None)
         result = step.cluster(
             settings,
             history=history,
             embeddings=embeddings,
-            as_of=_time(as_of),
-            effective_at=(lambda: _now() + 2 * FUTURE_TOLERANCE) if streaming else None,
+            as_of=time_of(as_of),
+            effective_at=(lambda: now() + 2 * FUTURE_TOLERANCE) if streaming else None,
             publish=(lambda changes: publish(settings, changes)) if streaming else lambda changes: None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    _show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -96,7 +84,7 @@ def fold(
     if verify:
         _verify(load_settings(settings_file), as_json)
         return
-    _run("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=_time(as_of), now=_now()))
+    run_step("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=time_of(as_of), now=now()))
 
 
 @app.command()
@@ -104,7 +92,7 @@ def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = 
     """Apply the Feast definitions and write new snapshots to Redis, as `feast apply` and `feast materialize-incremental` do."""
     from training import feature_store as step  # noqa: PLC0415
 
-    _run("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=_time(as_of))})
+    run_step("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=time_of(as_of))})
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -138,7 +126,7 @@ def stream(
     with stderr.status("starting") as status:
         stopped = _stopped()
         result = step.stream(settings, stopped.is_set, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
-    _show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -149,9 +137,9 @@ def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_
 
     def run(settings: Settings) -> object:
         archive.move_logs(settings)
-        return step.join(settings, as_of=_time(as_of))
+        return step.join(settings, as_of=time_of(as_of))
 
-    _run("join", settings_file, as_json, run)
+    run_step("join", settings_file, as_json, run)
 
 
 @app.command()
@@ -159,7 +147,7 @@ def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as
     """Learn a candidate model from the joined rows."""
     from training import train as step  # noqa: PLC0415
 
-    _run("train", settings_file, as_json, lambda settings: step.train(settings, as_of=_time(as_of)))
+    run_step("train", settings_file, as_json, lambda settings: step.train(settings, as_of=time_of(as_of)))
 
 
 @app.command()
@@ -172,7 +160,7 @@ def promote(
     """Let a model serve, if the gate finds it better than the one that does."""
     from training import gate as step  # noqa: PLC0415
 
-    _run("promote", settings_file, as_json, lambda settings: step.promote_if_better(settings, version=version or None, force=force))
+    run_step("promote", settings_file, as_json, lambda settings: step.promote_if_better(settings, version=version or None, force=force))
 
 
 @app.command()
@@ -206,7 +194,7 @@ def evaluate(
 
         report.write_text(evaluation_report.page(found, settings if logs is None else None), encoding="utf-8")
     content = as_dict(found)
-    _show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
+    show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
     if found.verdict != "better":
         raise NotPromotedError(f"{found.target} against {found.baseline}: {found.verdict}: {'; '.join(found.reasons)}")
 
@@ -216,7 +204,7 @@ def experiment(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson
     """Reward per impression and per request of each arm, with intervals that hold at every look, and a sample-ratio check."""
     from training import experiment as step  # noqa: PLC0415
 
-    _show(step.report(load_settings(settings_file)), as_json)
+    show(step.report(load_settings(settings_file)), as_json)
 
 
 @app.command()
@@ -230,7 +218,7 @@ def explain(
 
     found = step.explain(load_settings(settings_file), decision_id)
     if as_json:
-        _show(found, as_json)
+        show(found, as_json)
     else:
         typer.echo(step.as_text(found))
 
@@ -240,7 +228,7 @@ def rollback(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson =
     """Let the model before this one serve again."""
     from training import promote as step  # noqa: PLC0415
 
-    _run("promote", settings_file, as_json, step.rollback)
+    run_step("promote", settings_file, as_json, step.rollback)
 
 
 @app.command()
@@ -250,8 +238,8 @@ def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", 
 
     settings = load_settings(settings_file)
     with locked(settings.data_path, "retrain"), stderr.status("starting") as status:
-        result = step.retrain(settings, as_of=_time(as_of), now=_now(), say=status.update)
-    _show(result, as_json)
+        result = step.retrain(settings, as_of=time_of(as_of), now=now(), say=status.update)
+    show(result, as_json)
     if result.promoted is None:
         raise NotPromotedError(result.not_promoted)
 
@@ -264,7 +252,7 @@ def learn(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = Fa
     settings = load_settings(settings_file)
     if not settings.training.every_seconds:
         raise InvalidSettingError(str(settings_file), "training.every_seconds", "is 0: the served model changes by `retrain` only")
-    step.keep_learning(settings, clock=_now, wait=_stopped().wait, show=lambda updated: _show(updated, as_json))
+    step.keep_learning(settings, clock=now, wait=_stopped().wait, show=lambda updated: show(updated, as_json))
 
 
 def _stopped() -> threading.Event:
@@ -283,18 +271,13 @@ def main() -> None:
     try:
         app()
     except NotPromotedError as error:
-        _fail(error, NOT_PROMOTED)
+        fail(error, NOT_PROMOTED)
     except DependencyAwayError as error:
-        _fail(error, AWAY)
+        fail(error, AWAY)
     except (InvalidSettingError, InvalidValueError) as error:
-        _fail(error, USAGE)
+        fail(error, USAGE)
     except QueryRewardsError as error:
-        _fail(error, FAILED)
-
-
-def _fail(error: Exception, status: int) -> None:
-    stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(status)
+        fail(error, FAILED)
 
 
 def _serving(verb: str, context: typer.Context) -> None:
@@ -307,51 +290,11 @@ def _verify(settings: Settings, as_json: bool) -> None:
 
     with stderr.status("comparing the stream with the batch fold"):
         found = verify(settings)
-    _show({"users": found.users, "waiting": found.waiting, "largest_difference": found.largest, "differing": len(found.differing)}, as_json)
+    show({"users": found.users, "waiting": found.waiting, "largest_difference": found.largest, "differing": len(found.differing)}, as_json)
     for user, problem in list(found.differing.items())[:20]:
         stderr.print(f"user {user!r}: {problem}", highlight=False, markup=False, soft_wrap=True)
     if found.differing:
         raise StreamDiffersError(len(found.differing), found.users)
-
-
-def _run(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:
-    settings = load_settings(settings_file)
-    with locked(settings.data_path, step), stderr.status(step):
-        result = work(settings)
-    _show(result, as_json)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
-
-
-def _show(result: object, as_json: bool) -> None:
-    content: dict[str, Any] = result if isinstance(result, dict) else dataclasses.asdict(result)  # type: ignore[call-overload]
-    if as_json:
-        typer.echo(json.dumps(content))
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in content.items():
-        for key, held in value.items() if isinstance(value, dict) else [("", value)]:
-            table.add_row(f"{name}.{key}" if key else name, str(held))
-    Console().print(table)
-
-
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
-def _time(text: str) -> int:
-    if not text:
-        return _now()
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidValueError("--as-of", expected="ISO 8601, such as 2026-05-01T00:00:00+00:00", received=text) from error
-    if moment.tzinfo is None:
-        raise InvalidValueError("--as-of", expected="a time with a time zone", received=text)
-    return round(moment.timestamp() * 1e6)
 
 
 if __name__ == "__main__":

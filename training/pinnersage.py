@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from bandit.settings import ClusteringSettings
+from bandit.sections import ClusteringSettings
 from bandit.types import MICROSECONDS_PER_DAY, Floats, Floats32, Ints
 from training.groups import places_in, starts_of
 

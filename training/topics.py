@@ -11,7 +11,7 @@ from scipy.cluster.vq import kmeans2, vq
 
 from bandit.errors import InvalidTableError
 from bandit.reward import IMPRESSION, RewardScheme
-from bandit.settings import ClusteringSettings
+from bandit.sections import ClusteringSettings
 from bandit.types import Floats, Floats32, Ints
 
 _SAMPLE = 50_000  # items that the centroids are fitted on

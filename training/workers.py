@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bandit.settings import ClusteringSettings
+from bandit.sections import ClusteringSettings
 from bandit.types import Floats32
 from training.pinnersage import UserClusters, UserHistories, cluster_users
 

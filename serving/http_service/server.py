@@ -15,7 +15,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bandit.errors import InvalidSettingError
-from bandit.settings import HTTP_TOKEN_VARIABLE, HttpSettings, load_settings
+from bandit.sections import HttpSettings
+from bandit.settings import HTTP_TOKEN_VARIABLE, load_settings
 from serving.connection import connect
 from serving.feedback_log import FeedbackLog
 from serving.http_service.app import make_app

@@ -15,7 +15,7 @@ from bandit.featurize import FEATURE_NAMES
 from bandit.model import weight_count
 from bandit.policies import FALLBACK, POLICIES, plan, query_reward
 from bandit.quotas import greedy_value
-from bandit.settings import PolicySettings
+from bandit.sections import PolicySettings
 from tests.strategies import EMPTY_PRIOR, candidates_of, decisions, law, linear_model, random_model, simple_evidence, simple_profile
 
 every_policy = pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from bandit.settings import ClusteringSettings
+from bandit.sections import ClusteringSettings
 from tests.tables_made import DAY, NOW, unit_vectors
 from training.groups import offsets_of
 from training.pinnersage import UserClusters, UserHistories, cluster_users, importance_terms, joined, medoids, ward_clusters

@@ -10,7 +10,7 @@ import pytest
 
 from bandit.errors import InvalidTableError
 from bandit.reward import RewardScheme
-from bandit.settings import ClusteringSettings
+from bandit.sections import ClusteringSettings
 from tests.tables_made import NOW, unit_vectors
 from training.tables import ENGAGEMENTS, TIME
 from training.topics import item_topics, topic_history
