@@ -14,17 +14,18 @@ import numpy as np
 from benchmarks.result import Result
 
 
-def interleaved(ways: Mapping[str, Callable[[int], object]], *, rounds: int, warm_up: int = 200) -> dict[str, np.ndarray]:
-    """Seconds of each call, (rounds,), by name; each way is called with the number of the round, and in turn."""
+def interleaved(ways: Mapping[str, Callable[[int], object]], *, rounds: int, warm_up: int = 200, run: int = 1) -> dict[str, np.ndarray]:
+    """Seconds of each call, (rounds,), by name; each way is called with the number of the round, in turn for `run` calls."""
     for number in range(warm_up):
         for call in ways.values():
             call(number)
     seconds = {name: np.empty(rounds) for name in ways}
-    for number in range(rounds):
+    for first in range(0, rounds, run):
         for name, call in ways.items():
-            start = time.perf_counter()
-            call(warm_up + number)
-            seconds[name][number] = time.perf_counter() - start
+            for number in range(first, min(first + run, rounds)):
+                start = time.perf_counter()
+                call(warm_up + number)
+                seconds[name][number] = time.perf_counter() - start
     return seconds
 
 
