@@ -47,10 +47,7 @@ class Request:
 
         Raises: InvalidValueError.
         """
-        if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
-            raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
-        if not user_id or not isinstance(user_id, str):
-            raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
+        check_request(user_id, k)
         return cls(
             user_id=user_id,
             k=k,
@@ -76,3 +73,11 @@ class Request:
     def prepare(self) -> None:
         """Make what does not depend on the features: called while Redis reads them."""
         self.rng, self.decision_id  # noqa: B018 -- cached
+
+
+def check_request(user_id: str, k: int) -> None:
+    """Raises: InvalidValueError."""
+    if not isinstance(k, int) or isinstance(k, bool) or k <= 0:
+        raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
+    if not user_id or not isinstance(user_id, str):
+        raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)

@@ -18,10 +18,10 @@ from serving.breaker import CircuitBreaker
 from serving.connection import connect
 from serving.features import FeatureReader
 from serving.modes import Existing, check_mode
-from serving.request import Request
+from serving.request import Request, check_request
 from serving.selection import Selection
 from serving.served_model import ServedModel
-from serving.steps import Steps, onward, onward_together
+from serving.steps import Going, Steps, onward, onward_together
 from serving.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -194,38 +194,42 @@ class QuerySelector:
             now: UTC microseconds; the clock if None.
             seeds: one for each user; random if None.
 
-        Returns: selections in the order of the users. Each twenty users have the deadline of one call.
+        Returns: selections in the order of the users. Twenty at a time are read, while those before them are decided and the ones before
+        those logged; each of these rounds has the deadline of one call.
 
         Raises: InvalidValueError as `select`, or for another number of seeds than users.
         """
         if seeds is not None and len(seeds) != len(user_ids):
             raise InvalidValueError("seeds", expected=f"one for each of {len(user_ids)} users", received=len(seeds))
         check_mode(self._settings.serving.mode, None)
-        selections: list[Selection] = []
-        for start in range(0, len(user_ids), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            given = seeds[part] if seeds is not None else [None] * len(user_ids[part])
-            requests = [Request.of(user, k, context, now=now, seed=seed) for user, seed in zip(user_ids[part], given, strict=True)]
-            selections += self._select_part(requests)
-        return selections
-
-    def _select_part(self, requests: Sequence[Request]) -> list[Selection]:
-        started = time.monotonic()
+        for user_id in user_ids:  # all before any decision is logged
+            check_request(user_id, k)
         made: dict[int, Selection] = {}
-        runs = [(number, self._steps.of(request)) for number, request in enumerate(requests)]
-        waiting = onward_together(runs, [None] * len(runs), made)
-        with self._wire.turn(started + _READ_SHARE * self._deadline, started + _TURN_SHARE * self._deadline) as turn:
-            for share in (_READ_SHARE, _LOG_SHARE):
-                commands = b"".join(command for _, _, command in waiting)
-                answers: list[Any]
-                try:
-                    answers = turn.exchange(commands, len(waiting), started + share * self._deadline)
-                except DependencyAwayError as error:
-                    answers = [error] * len(waiting)
-                waiting = onward_together([(number, run) for number, run, _ in waiting], answers, made)
-                if not waiting:
-                    break
+        requests: list[Request] = []
+        read: Going = []
+        decided: Going = []
+        for start in [*range(0, len(user_ids), _AT_ONCE), None, None]:  # two rounds more: for the last to be decided, and to be logged
+            part = range(start, min(start + _AT_ONCE, len(user_ids))) if start is not None else ()
+            for number in part:
+                requests.append(Request.of(user_ids[number], k, context, now=now, seed=None if seeds is None else seeds[number]))  # noqa: PERF401
+            asked = onward_together([(number, self._steps.of(requests[number]), None) for number in part], made)
+            read, decided = self._round(asked, read, decided, made)
         return [self._done(request, made[number]) for number, request in enumerate(requests)]
+
+    def _round(self, asked: Going, read: Going, decided: Going, made: dict[int, Selection]) -> tuple[Going, Going]:
+        """Read those who ask, log those who have decided, and let those decide meanwhile who have been read; the next two of these."""
+        both, now = asked + decided, time.monotonic()
+        deciding: list[Going] = []
+        answers: list[Any]
+        try:
+            with self._wire.turn(now + _READ_SHARE * self._deadline, now + _TURN_SHARE * self._deadline) as turn:
+                commands, meanwhile = b"".join(command for _, _, command in both), lambda: deciding.append(onward_together(read, made))
+                answers = turn.exchange(commands, len(both), now + _LOG_SHARE * self._deadline, meanwhile) if both else []
+        except DependencyAwayError as error:
+            answers = [error] * len(both)
+        answered = [(number, run, answer) for (number, run, _), answer in zip(both, answers, strict=True)]
+        onward_together(answered[len(asked) :], made)
+        return answered[: len(asked)], deciding[0] if deciding else onward_together(read, made)
 
     def _done(self, request: Request, selection: Selection) -> Selection:
         if self.observer is not None:

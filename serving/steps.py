@@ -37,6 +37,8 @@ _UNTRAINED_MEAN = 0.1  # prior mean while no model has brought one, reward per i
 # requests does one stage of all of them before the next, for a processor repeats what it has just done in half the time.
 Run: TypeAlias = Generator[bytes | None, Any, Selection]
 
+Going: TypeAlias = list[tuple[int, Run, Any]]  # runs by number, each with its last command or the answer to it
+
 
 class Steps:
     """The way of every request; what differs between them is in `Request`."""
@@ -198,28 +200,24 @@ def onward(run: Run, answer: Any = None) -> bytes:  # noqa: ANN401 -- Redis' ans
     return command
 
 
-def onward_together(runs: Sequence[tuple[int, Run]], answers: Sequence[Any], made: dict[int, Selection]) -> list[tuple[int, Run, bytes]]:
+def onward_together(runs: Going, made: dict[int, Selection]) -> Going:
     """`onward` for many, one stage of all after the other.
 
     Args:
-        runs: each with its number.
-        answers: to each of them.
+        runs: each with its number, and the answer to its last command.
         made: where the selections of those that end go, by number.
 
     Returns: those that have a command, and it.
     """
-    waiting: list[tuple[int, Run, bytes]] = []
+    waiting: Going = []
     while runs:
-        going = []
-        for (number, run), answer in zip(runs, answers, strict=True):
+        paused: Going = []
+        for number, run, answer in runs:
             try:
                 command = run.send(answer)
             except StopIteration as done:
                 made[number] = done.value
                 continue
-            if command is None:
-                going.append((number, run))
-            else:
-                waiting.append((number, run, command))
-        runs, answers = going, [None] * len(going)
+            (paused if command is None else waiting).append((number, run, command))
+        runs = paused
     return waiting

@@ -31,8 +31,10 @@ def one_by_one(served: Served, policy: str) -> tuple[list[Selection], list[bytes
     return selections, records
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3, 20])
 @pytest.mark.parametrize("policy", ["bandit", "query_reward"])
-def test_many_users_get_what_each_would_get_alone(served: Served, policy: str) -> None:
+def test_many_users_get_what_each_would_get_alone(served: Served, policy: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.selector._AT_ONCE", at_once)
     hand_over(served.redis, "1", random_model(3))
     expected, records = one_by_one(served, policy)
     with served.open(policy) as selector:
@@ -63,6 +65,7 @@ def test_nobody_is_no_users(served: Served) -> None:
             selector.select_many(["u0"], K, seeds=[1, 2])
         with pytest.raises(InvalidValueError, match="user_id"):
             selector.select_many(["u0", ""], K)
+    assert not served.records()
 
 
 def test_many_without_redis_come_from_the_profiles_seen_last(served: Served) -> None:
