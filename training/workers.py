@@ -31,7 +31,8 @@ def workers(processes: int) -> Iterator[ClusterAll]:
         return
     context = multiprocessing.get_context("spawn")  # a fork would share this process' threads
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        pool.submit(_nothing)  # they start with the first task
+        for _ in range(processes):
+            pool.submit(_nothing)  # with each task that finds no idle process one starts
         yield partial(_shared_out, pool)
 
 
