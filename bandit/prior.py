@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bandit.types import Evidence, Floats, Ints, Prior, Rate
+from bandit.types import Floats, Ints, Prior, Rate
 
 
 def engagement_rate(engagements: Floats | float, impressions: Floats | float, prior: Rate) -> Floats:
@@ -26,19 +26,6 @@ def shrink(engagements: Floats, impressions: Floats, mean: Floats | float, stren
     """`engagement_rate` with a prior mean of its own for each element."""
     rates: Floats = (engagements + strength * mean) / (impressions + strength)
     return rates
-
-
-def user_mean(evidence: Evidence, topic_ids: Ints, prior: Prior) -> Floats:
-    """The user's rate, as seen from each of the user's clusters: what a cluster without evidence gets. Shape (n,).
-
-    All impressions of the user are shrunk to the mean of the cluster's topic, which is itself shrunk to the global mean.
-    """
-    return mean_seen_from(evidence, prior.topic_mean(topic_ids), prior.rate.strength)
-
-
-def mean_seen_from(evidence: Evidence, topic_means: Floats, strength: float) -> Floats:
-    """`user_mean` for topic means that are at hand, (n,)."""
-    return shrink(evidence.reward_long.sum(), evidence.impressions_long.sum(), topic_means, strength)
 
 
 def fit_prior(topic_ids: Ints, reward: Floats, impressions: Floats, strength: float) -> Prior:

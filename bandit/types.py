@@ -104,15 +104,6 @@ class Profile:
         totals: Floats = self.action_counts.sum(axis=1)
         return totals
 
-    def query_counts(self) -> Ints:
-        """Number of query items of each cluster, (n,)."""
-        return self.query_offsets[1:] - self.query_offsets[:-1]
-
-    def queries_of(self, cluster: int) -> tuple[Sequence[str], Floats]:
-        """Query items of one cluster, by its position, and their weights."""
-        start, end = self.query_offsets[cluster], self.query_offsets[cluster + 1]
-        return self.query_items[start:end], self.query_weights[start:end]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterRewards:

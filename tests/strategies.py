@@ -182,7 +182,8 @@ def simple_evidence(impressions: list[float], reward: list[float], draws: list[f
 
 def reordered(profile: Profile, rows: np.ndarray) -> Profile:
     """The same clusters in another order."""
-    queries = [profile.queries_of(row) for row in rows]
+    spans = [slice(profile.query_offsets[row], profile.query_offsets[row + 1]) for row in rows]
+    queries = [(profile.query_items[span], profile.query_weights[span]) for span in spans]
     per_cluster = ("topic_ids", "topic_history", "item_counts", "action_counts", "importance", "last_action_at")
     return dataclasses.replace(
         profile,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from bandit.evidence import HalfLives, align
 from bandit.featurize import FEATURE_NAMES, featurize
-from bandit.prior import user_mean
+from bandit.prior import shrink
 from bandit.types import MICROSECONDS_PER_MINUTE, ClusterRewards, Prior, Rate
 from tests.strategies import EMPTY_PRIOR, NOW, law, reordered, simple_evidence, simple_profile, users
 
@@ -49,12 +51,24 @@ def test_the_same_arguments_give_the_same_bytes(user):
     assert featurize(profile, evidence, prior, NOW, {}).tobytes() == featurize(profile, evidence, prior, NOW, {}).tobytes()
 
 
+def test_a_users_rate_is_shrunk_to_the_topics_and_a_topic_that_was_never_seen_has_the_global_mean():
+    prior = Prior(rate=Rate(mean=0.2, strength=4.0), topic_means={7: 0.6})
+    profile = dataclasses.replace(simple_profile(2), topic_ids=np.array([7, 8]))
+    of = lambda evidence, name: featurize(profile, evidence, prior, NOW, {})[:, FEATURE_NAMES.index(name)]  # noqa: E731
+    np.testing.assert_allclose(of(simple_evidence([0, 0], [0, 0]), "topic_rate"), [0.6, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(of(simple_evidence([0, 0], [0, 0]), "user_rate"), [0.6, 0.2], rtol=1e-6)  # no impressions: topic
+    known = [(12 + 4 * 0.6) / 16, (12 + 4 * 0.2) / 16]  # all of the user's impressions count for both
+    np.testing.assert_allclose(of(simple_evidence([12, 0], [12, 0]), "user_rate"), known, rtol=1e-6)
+    np.testing.assert_allclose(of(simple_evidence([12, 0], [12, 0]), "shrunk_rate")[1], known[1], rtol=1e-6)  # empty cluster: user
+
+
 @law
 @given(users(min_clusters=1))
 def test_a_cluster_without_evidence_gets_the_users_average_as_its_rate(user):
     profile, evidence, prior = user
     empty = evidence.impressions_long == 0.0
-    expected = user_mean(evidence, profile.topic_ids, prior).astype(np.float32)
+    topic, strength = prior.topic_mean(profile.topic_ids), prior.rate.strength
+    expected = shrink(evidence.reward_long.sum(), evidence.impressions_long.sum(), topic, strength).astype(np.float32)
     np.testing.assert_allclose(featurize(profile, evidence, prior, NOW, {})[empty, RATE], expected[empty], rtol=1e-6, atol=DEAD_ZONE)
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.errors import InvalidValueError
-from bandit.prior import engagement_rate, fit_prior, shrink, user_mean
+from bandit.prior import engagement_rate, fit_prior
 from bandit.types import Prior, Rate
-from tests.strategies import law, positive, simple_evidence
+from tests.strategies import law, positive
 
 
 def test_t5_one_click_of_two_impressions_with_prior_ten_of_a_hundred():
@@ -39,14 +39,10 @@ def test_evidence_in_two_parts_shrinks_to_the_same_rate_as_the_whole():
     assert float(both) == pytest.approx(float(engagement_rate(3.0, 9.0, Rate(mean=0.1, strength=8.0))), rel=1e-14)
 
 
-def test_each_level_falls_back_on_the_one_above():
+def test_a_topic_that_was_never_seen_has_the_global_mean():
     prior = Prior(rate=Rate(mean=0.2, strength=4.0), topic_means={7: 0.6})
     topics = np.array([7, 8])
     np.testing.assert_allclose(prior.topic_mean(topics), [0.6, 0.2])  # topic 8 was never seen: global
-    np.testing.assert_allclose(user_mean(simple_evidence([0, 0], [0, 0]), topics, prior), [0.6, 0.2])  # no impressions: topic
-    known = user_mean(simple_evidence([12, 0], [12, 0]), topics, prior)
-    np.testing.assert_allclose(known, [(12 + 4 * 0.6) / 16, (12 + 4 * 0.2) / 16])  # all of the user's impressions count for both
-    np.testing.assert_allclose(shrink(np.array([12.0, 0.0]), np.array([12.0, 0.0]), known, 4.0)[1], known[1])  # empty cluster: user
 
 
 def test_fit_prior_counts_impressions_not_clusters_and_shrinks_topics_to_the_global_mean():

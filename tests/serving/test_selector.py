@@ -91,7 +91,7 @@ def test_the_log_holds_what_was_served(served: Served, policy: str) -> None:
     evidence = align(profile, rewards, NOW, settings.reward.half_lives())
     features = featurize(profile, evidence, model.prior, NOW, {"surface": "home"})
     np.testing.assert_array_equal(decision.feature_matrix(), features)
-    caps = np.minimum(profile.query_counts(), settings.policy.max_queries_per_cluster).astype(float)
+    caps = np.minimum(np.diff(profile.query_offsets), settings.policy.max_queries_per_cluster).astype(float)
     candidates = Candidates(
         actions=profile.action_counts.sum(axis=1),
         importance=profile.importance,
