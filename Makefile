@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3 python,$(if $(shell $(p) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13); print(1)' 2>/dev/null),$(p),)))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-COMPILED := $(wildcard bandit/*.pxd serving/*.pxd)
+COMPILED := $(shell find bandit serving -name "*.pxd")
 
 .PHONY: help demo test check bench torture lock clean
 help: ## Show the verbs
@@ -29,7 +29,7 @@ lock: $(READY) ## Pin again what pyproject.toml allows (requirements.txt)
 		--no-header --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 
 clean: ## Remove the virtual environment and everything that was made
-	rm -rf $(VENV) out build bandit/*.so serving/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find bandit serving -name "*.so" -delete; rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/installed: pyproject.toml requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: none on the PATH; name one with make PYTHON=..." >&2; exit 1; }

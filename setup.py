@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 # Plain Python and compiled code shall give the same bits: no operation may be fused with the next.
 EXACT = ["-O2", "-ffp-contract=off"]
 
-modules = sorted(file.with_suffix("") for package in ("bandit", "serving") for file in Path(package).glob("*.pxd"))
+modules = sorted(file.with_suffix("") for package in ("bandit", "serving") for file in Path(package).rglob("*.pxd"))
 extensions = [Extension(".".join(name.parts), [f"{name}.py"], extra_compile_args=EXACT, optional=True) for name in modules]
 # Types are those of the .pxd alone; no index counts from the end; division by zero is infinite, as NumPy's numbers have it.
 DIRECTIVES = {"annotation_typing": False, "wraparound": False, "cdivision": True}

@@ -23,7 +23,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     `features` holds the candidates' feature matrix as served, float32 little-endian, row by row, (n, d) with n = len(cluster_ids);
     `scores` and `quotas` are float64 (n,), `caps` the most queries that each cluster could give. Times are UTC microseconds.
-    `inputs` holds what policies look at beside the features (`bandit.inputs`), float64 little-endian, (n + 1, 8), the last row the sums
+    `inputs` holds what policies look at beside the features (`bandit.policy.logged_inputs`), float64 little-endian,
+    (n + 1, 8), the last row the sums
     over all clusters of the user; empty in records of before. `arm` is the user's arm of an experiment, `mode` how the choice came about.
     """
 

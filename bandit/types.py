@@ -109,7 +109,7 @@ class Profile:
 class ClusterRewards:
     """A user's decayed sums as the fold wrote them, at reference time `as_of` (UTC microseconds); every array (m,).
 
-    The m clusters need not be those of the profile: rows are matched by id (`bandit.evidence.align`).
+    The m clusters need not be those of the profile: rows are matched by id (`bandit.rewards.decay.align`).
     """
 
     cluster_ids: list[str]

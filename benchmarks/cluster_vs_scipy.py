@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from benchmarks.timing import in_processes
 from training.deployment import create
-from training.tables import ENGAGEMENTS, write_table
+from training.logs.schemas import ENGAGEMENTS
+from training.logs.tables import write_table
 
 USERS, ITEMS, CATALOGUE, DIMENSIONS, RUNS = 10_000, 100, 20_000, 64, 3
 NOW = 1_767_225_600_000_000
@@ -55,7 +56,7 @@ def bare(part: tuple[str, int, int]) -> int:
 
 
 def child(side: str, folder: Path) -> None:
-    from training.cluster import cluster  # noqa: PLC0415
+    from training.clustering.cluster import cluster  # noqa: PLC0415
 
     settings = load_settings(folder / DEFAULT_FILE)
     start = time.perf_counter()

@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bandit.exploration import Exploration
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
-from bandit.gate import Gate
-from bandit.inputs import INPUTS
-from bandit.model import LinearModel, Manifest, sha256, weight_count
-from bandit.quota_rows import proportional_rows
-from bandit.reward import RewardScheme
+from bandit.model.exploration import Exploration
+from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
+from bandit.ope.gate import Gate
+from bandit.policy.logged_inputs import INPUTS
+from bandit.policy.quota_rows import proportional_rows
+from bandit.rewards.scheme import RewardScheme
 from benchmarks.result import Result
-from training.evaluate import LOGGED, Target, evaluate_log
-from training.outcomes import OUTCOMES, ROWS_AT_ONCE, outcomes_writer
+from training.evaluation.evaluate import LOGGED, Target, evaluate_log
+from training.models.outcomes import OUTCOMES, ROWS_AT_ONCE, outcomes_writer
 
 DECISIONS, CANDIDATES, QUERIES, CAP = 10_000_000, 20, 3, 2.0
 GROUP = ROWS_AT_ONCE

@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from benchmarks.timing import in_processes
 from feature_repo import names
 from training.deployment import create
-from training.fold import fold
-from training.tables import FEEDBACK, engine, write_table
+from training.features.fold import fold
+from training.logs.engine import engine
+from training.logs.schemas import FEEDBACK
+from training.logs.tables import write_table
 
 EVENTS, USERS, CLUSTERS, RUNS = 10_000_000, 100_000, 20, 3
 NOW = 1_767_225_600_000_000

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from benchmarks.result import Result
 from feature_repo import names
 from training.deployment import create
 from training.local_redis import URL_VARIABLE, local_redis
-from training.tables import write_table
+from training.logs.tables import write_table
 
 USERS, CLUSTERS, ITEMS = 20_000, 50, 3
 RUNS = 3
@@ -92,7 +92,7 @@ def write_views(repository: Path, rng: np.random.Generator) -> None:
 
 
 def child(folder: Path) -> None:
-    from training.feature_store import apply, materialize  # noqa: PLC0415 -- the parent does without Feast
+    from training.features.feature_store import apply, materialize  # noqa: PLC0415 -- the parent does without Feast
 
     settings = load_settings(folder / DEFAULT_FILE)
     apply(settings)

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 from vowpalwabbit import Workspace
 
-from bandit.featurize import FEATURE_NAMES
+from bandit.model.featurize import FEATURE_NAMES
 from benchmarks.result import Result
 from benchmarks.timing import interleaved, microseconds
 from benchmarks.world import NOW, K, served_world

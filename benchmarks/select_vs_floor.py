@@ -13,8 +13,8 @@ from benchmarks.timing import interleaved, microseconds
 from benchmarks.world import NOW, K, World, served_world
 from feature_repo import names
 from serving import QuerySelector
-from serving.feast_format import ReadCommand, field_name
-from serving.features import _CLUSTERS, _REWARDS
+from serving.features.feast_format import ReadCommand, field_name
+from serving.features.reader import _CLUSTERS, _REWARDS
 
 ROUNDS = 5_000
 USER = "user-50"

@@ -25,16 +25,17 @@ import redis
 from redis.client import Pipeline
 
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from benchmarks.result import Result
 from feature_repo import names
+from feature_repo.connection import connect
 from serving import FeedbackLog, QuerySelector
-from training.connection import connect
 from training.deployment import create
-from training.feature_store import materialize, online_rows
+from training.features.feature_store import materialize, online_rows
 from training.local_redis import URL_VARIABLE, local_redis
+from training.logs.schemas import USER_CLUSTERS
+from training.logs.tables import write_table
 from training.stream.consumer import Consumer
-from training.tables import USER_CLUSTERS, write_table
 
 USERS, CLUSTERS = 5_000, 20
 ROUNDS, EVENTS = 5, 20_000  # a round is folded by the consumer, then by the floor

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
-from bandit.settings import DEFAULT_FILE, load_settings
-from bandit.vowpal import Learner, write_lines
+from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.model.vowpal import Learner, write_lines
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from benchmarks.timing import in_processes
 from training.deployment import create
-from training.join import examples_file
-from training.tables import TIME, write_table
+from training.logs.schemas import TIME
+from training.logs.tables import write_table
+from training.models.join import examples_file
 
 ROWS, RUNS = 1_000_000, 5
 NOW = 1_767_225_600_000_000
@@ -57,7 +58,7 @@ def write_rows(folder: Path) -> None:
 
 
 def child(side: str, folder: Path) -> None:
-    from training.train import candidate, read_examples  # noqa: PLC0415
+    from training.models.train import candidate, read_examples  # noqa: PLC0415
 
     settings = load_settings(folder / DEFAULT_FILE)
     start = time.perf_counter()

@@ -17,14 +17,15 @@ import numpy as np
 import pyarrow as pa
 import redis
 
-from bandit.exploration import Exploration
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
-from bandit.model import LinearModel, Manifest, sha256, weight_count
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.model.exploration import Exploration
+from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from feature_repo import names
 from training.deployment import create
 from training.local_redis import URL_VARIABLE, local_redis
-from training.tables import CLUSTER_REWARDS, USER_CLUSTERS, write_table
+from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
+from training.logs.tables import write_table
 
 NOW = 1_767_225_600_000_000  # 2026-01-01
 ACTIONS = ["impression", "repin", "click", "closeup", "hide"]
@@ -52,7 +53,7 @@ def served_world(users: dict[str, int], **serving: float) -> Iterator[World]:
 
 
 def _fill(folder: Path, url: str, users: dict[str, int]) -> None:
-    from training.feature_store import materialize  # noqa: PLC0415 -- takes seconds, and shall not count as the serving side's
+    from training.features.feature_store import materialize  # noqa: PLC0415 -- takes seconds, and shall not count as the serving side's
 
     rng = np.random.default_rng(7)
     settings = load_settings(folder / DEFAULT_FILE)

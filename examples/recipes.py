@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 from serving import QuerySelector, Selection
-from training.cluster import cluster
+from training.clustering.cluster import cluster
 from training.deployment import create
-from training.feature_store import materialize
-from training.feedback import append_feedback
+from training.features.feature_store import materialize
+from training.logs.feedback import append_feedback
+from training.logs.schemas import ENGAGEMENTS, TIME
 from training.retrain import retrain
-from training.tables import ENGAGEMENTS, TIME
 
 HERO = "user-00"
 USERS = [f"user-{number:02}" for number in range(40)]

@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from bandit.types import MICROSECONDS_PER_DAY
 from examples import recipes
 from examples.recipes import HERO, QUERIES, USERS, Round
 from feature_repo import names
+from feature_repo.connection import connect
 from serving import FeedbackLog, QuerySelector
-from training.cluster import cluster
-from training.connection import connect
+from training.clustering.cluster import cluster
 from training.deployment import create
-from training.feature_store import materialize, online_rows
-from training.feedback import append_feedback
-from training.online_rows import RewardRows
+from training.features.feature_store import materialize, online_rows
+from training.features.online_rows import RewardRows
+from training.logs.feedback import append_feedback
 from training.retrain import retrain
 
 REQUESTS = 5

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bandit.errors import BacklogFullError, DependencyAwayError, InvalidSettingError, InvalidTableError, QueryRewardsError
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE
+from bandit.settings.load import DEFAULT_FILE
 from serving.feedback_log import FeedbackLog
 
 FAILED, USAGE, AWAY = 1, 2, 4

@@ -14,12 +14,12 @@ import msgspec
 import redis
 
 from bandit.errors import BacklogFullError
-from bandit.intake import DECODE_ERRORS, MAX_ID_BYTES, MAX_RECORD_BYTES, Intake
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.rewards.feedback import DECODE_ERRORS, MAX_ID_BYTES, MAX_RECORD_BYTES, Intake
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
+from feature_repo.connection import away, client_of
 from feature_repo.partitions import partition
-from serving.connection import away, connect
 
 _AT_ONCE = 1000  # entries of one pipeline
 _PAUSE_SECONDS = 0.02  # between two looks at a full backlog
@@ -57,7 +57,7 @@ class FeedbackLog:
     """Appends feedback events. A repeated event_id counts once, so that a call whose outcome is unknown may be made again."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
-        """Write through this client, which must not retry by itself (`serving.connection.connect`)."""
+        """Write through this client, which must not retry by itself (`feature_repo.connection.client_of`)."""
         self._client, self._url = client, settings.redis_url
         self._intake: Intake = settings.intake()
         self._limit = settings.stream.max_backlog
@@ -67,7 +67,7 @@ class FeedbackLog:
     def open(cls, path: str | Path = DEFAULT_FILE, *, timeout: float = 5.0) -> Self:
         """Read the settings file and connect; one call to Redis may take `timeout` seconds. Raises: InvalidSettingError."""
         settings = load_settings(path)
-        return cls(connect(settings.redis_url, timeout=timeout), settings)
+        return cls(client_of(settings.redis_url, timeout=timeout), settings)
 
     def __enter__(self) -> Self:
         """Nothing to do: an open log is ready."""

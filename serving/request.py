@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Self
 
 from bandit.errors import InvalidValueError
+from bandit.policy.splitmix import SplitMix64
 from bandit.records import uuid7
-from bandit.splitmix import SplitMix64
 from serving.modes import Existing
 
 

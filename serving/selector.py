@@ -9,20 +9,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from bandit import quotas
 from bandit.errors import DependencyAwayError, InvalidValueError
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
-from serving.address import Address
-from serving.async_wire import AsyncWire
-from serving.breaker import CircuitBreaker
-from serving.connection import connect
-from serving.features import FeatureReader
+from bandit.policy import quotas
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
+from feature_repo.connection import client_of
+from serving.features.reader import FeatureReader
 from serving.modes import Existing, check_mode
+from serving.redis_io.address import Address
+from serving.redis_io.async_wire import AsyncWire
+from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.wire import Wire
 from serving.request import Request, check_request
 from serving.selection import Selection
 from serving.served_model import ServedModel
 from serving.steps import Going, Steps, onward, onward_together
-from serving.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class QuerySelector:
         settings = load_settings(path)
         timeout = settings.serving.deadline_ms / 1000.0
         reader = FeatureReader(settings.feature_repo_path, settings.redis_url, timeout=timeout)
-        client = connect(settings.redis_url, timeout=timeout)
+        client = client_of(settings.redis_url, timeout=timeout)
         return cls(settings, reader, ServedModel(client, poll_seconds=settings.serving.model_poll_seconds))
 
     def __enter__(self) -> Self:

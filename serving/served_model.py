@@ -8,7 +8,7 @@ import threading
 import msgspec
 import redis
 
-from bandit.model import LinearModel, model_from_bytes
+from bandit.model.linear_model import LinearModel, model_from_bytes
 from feature_repo import names
 
 log = logging.getLogger(__name__)

@@ -11,20 +11,20 @@ import hiredis
 import numpy as np
 
 from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError, TooLateError
-from bandit.evidence import align
-from bandit.experiment import arm_of
-from bandit.featurize import FEATURE_VERSION, featurize
-from bandit.inputs import pack_inputs
-from bandit.policies import FALLBACK, Candidates, plan
-from bandit.quotas import query_caps
+from bandit.model.featurize import FEATURE_VERSION, featurize
+from bandit.policy.arms import arm_of
+from bandit.policy.logged_inputs import pack_inputs
+from bandit.policy.policies import FALLBACK, Candidates, plan
+from bandit.policy.quotas import query_caps
 from bandit.records import Decision
-from bandit.settings import Settings
+from bandit.rewards.decay import align
+from bandit.settings.load import Settings
 from bandit.types import ClusterRewards, Prior, Profile, Rate
 from serving.decision_log import append_command
 from serving.drawing import draw
-from serving.features import FeatureReader
+from serving.features.last_seen import Remembered, Row, profile_of
+from serving.features.reader import FeatureReader
 from serving.modes import served_as_passed, unlogged
-from serving.remembered import Remembered, Row, profile_of
 from serving.request import Request
 from serving.selection import Selection
 from serving.served_model import ServedModel

@@ -11,22 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bandit.evidence import HalfLives, align, decay
-from bandit.featurize import FEATURE_NAMES, featurize
-from bandit.learning import Examples, learn
-from bandit.model import LinearModel
-from bandit.policies import FALLBACK, Candidates, plan
-from bandit.prior import fit_prior
-from bandit.reward import IMPRESSION, RewardScheme
-from bandit.sampling import systematic
-from bandit.sections import PolicySettings, TrainingSettings
+from bandit.model.featurize import FEATURE_NAMES, featurize
+from bandit.model.learning import Examples, learn
+from bandit.model.linear_model import LinearModel
+from bandit.model.vowpal import Learner
+from bandit.policy.policies import FALLBACK, Candidates, plan
+from bandit.policy.sampling import systematic
+from bandit.rewards.decay import HalfLives, align, decay
+from bandit.rewards.prior import fit_prior
+from bandit.rewards.scheme import IMPRESSION, RewardScheme
+from bandit.settings.sections import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Evidence, Floats, Floats32, Ints, Prior, Profile, Rate
-from bandit.vowpal import Learner
 from feature_repo import names
 from feature_repo.names import SUMS
 from tests.worlds import QUERIES, ROUND, DriftingWorld, Outcome, World, best, happen, now, profiles, worth
-from training.fold import sums
-from training.tables import FEEDBACK, TIME
+from training.features.fold import sums
+from training.logs.schemas import FEEDBACK, TIME
 
 AT_ONCE, LATE = 1, 24  # rounds until feedback is folded; 1 is before the next decision
 HALF_LIVES = HalfLives(session=24 * ROUND, long=400 * ROUND)
@@ -117,7 +117,7 @@ class Own:
 
 
 def train(outcomes: Sequence[Outcome], prior: Prior) -> LinearModel:
-    """The model that `training.train` would learn of these rows."""
+    """The model that `training.models.train` would learn of these rows."""
     examples = Examples(
         features=np.concatenate([outcome.features for outcome in outcomes]),
         reward=np.concatenate([outcome.rate * outcome.impressions for outcome in outcomes]),
@@ -201,7 +201,7 @@ def with_constant(features: Floats32) -> Floats:
 class Ledger:
     """Decayed sums of all players, each (players, users, places): only news are folded, then added to what has faded.
 
-    The law that allows it is in `training/fold.py`: parts of a log merge by addition, time passes by one multiplication.
+    The law that allows it is in `training/features/fold.py`: parts of a log merge by addition, time passes by one multiplication.
     """
 
     def __init__(self, world: World, players: int) -> None:

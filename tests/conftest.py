@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis
 
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from training.cli import init
 from training.local_redis import local_redis
 

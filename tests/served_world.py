@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import redis
 
-from bandit.model import LinearModel, sha256
+from bandit.model.linear_model import LinearModel, sha256
 from bandit.records import Decision
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from serving import QuerySelector
 from tests.tables_made import DAY, HOUR, NOW
 from training.deployment import create
-from training.feature_store import materialize
-from training.tables import CLUSTER_REWARDS, USER_CLUSTERS, write_table
+from training.features.feature_store import materialize
+from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
+from training.logs.tables import write_table
 
 REWARDED = ("u0", "u1", "u2")
 QUIET = "quiet"  # has clusters, but no rewards

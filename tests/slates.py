@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bandit.estimators.batch import BUCKETS, Batch
+from bandit.ope.estimators.batch import BUCKETS, Batch
 
 
 def every_sequence(weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

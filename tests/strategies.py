@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-from bandit.exploration import Exploration
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
-from bandit.model import LinearModel, Manifest, sha256, weight_count
-from bandit.policies import Candidates
+from bandit.model.exploration import Exploration
+from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
+from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
+from bandit.policy.policies import Candidates
 from bandit.types import MICROSECONDS_PER_DAY, Evidence, Prior, Profile, Rate
 
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025

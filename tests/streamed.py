@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.lineage import Reclustering, credit
 from bandit.records import Decision, Feedback
+from bandit.rewards.lineage import Reclustering, credit
 from feature_repo import names
+from feature_repo.connection import connect
 from feature_repo.partitions import partition
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, decision, feedback
-from training.connection import connect
-from training.feature_store import online_rows
-from training.online_rows import RewardRows
+from training.features.feature_store import online_rows
+from training.features.online_rows import RewardRows
 from training.stream.consumer import Consumer
 from training.stream.metrics import StreamMetrics
 from training.stream.verify import verify

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bandit.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.records import Decision, Feedback, Query, uuid7
-from bandit.settings import Settings
+from bandit.settings.load import Settings
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
-from training.decisions import decision_table
-from training.tables import ENGAGEMENTS, FEEDBACK, TIME, write_table
+from training.logs.decisions import decision_table
+from training.logs.schemas import ENGAGEMENTS, FEEDBACK, TIME
+from training.logs.tables import write_table
 
 NOW = 1_746_057_600_000_000  # 2025-05-01T00:00:00Z, UTC microseconds
 MINUTE, HOUR, DAY = MICROSECONDS_PER_MINUTE, 60 * MICROSECONDS_PER_MINUTE, MICROSECONDS_PER_DAY

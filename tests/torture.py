@@ -33,12 +33,12 @@ import redis
 
 from bandit.errors import QueryRewardsError
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from feature_repo.partitions import partition
 from serving import FeedbackLog
 from training.deployment import create
-from training.feature_store import materialize
+from training.features.feature_store import materialize
 from training.local_redis import redis_binary
 from training.stream.metrics import StreamMetrics
 from training.stream.run import open_consumer

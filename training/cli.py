@@ -20,8 +20,8 @@ from bandit.errors import (
     QueryRewardsError,
     StreamDiffersError,
 )
-from bandit.intake import FUTURE_TOLERANCE
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.rewards.feedback import FUTURE_TOLERANCE
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from training.console import AsJson, AsOf, SettingsFile, fail, now, progress_bar, run_step, show, stderr, time_of
 from training.deployment import create
 from training.lock import locked
@@ -50,7 +50,7 @@ def cluster(
     as_json: AsJson = False,
 ) -> None:
     """Cluster each user's engaged items: a new snapshot of `user_clusters`."""
-    from training import cluster as step  # noqa: PLC0415 -- each verb loads only what it needs
+    from training.clustering import cluster as step  # noqa: PLC0415 -- each verb loads only what it needs
     from training.stream.publish import publish  # noqa: PLC0415
 
     settings = load_settings(settings_file)
@@ -79,7 +79,7 @@ def fold(
     as_json: AsJson = False,
 ) -> None:
     """Fold the feedback log into decayed sums: a new snapshot of `cluster_rewards`."""
-    from training import fold as step  # noqa: PLC0415
+    from training.features import fold as step  # noqa: PLC0415
 
     if verify:
         _verify(load_settings(settings_file), as_json)
@@ -90,7 +90,7 @@ def fold(
 @app.command()
 def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Apply the Feast definitions and write new snapshots to Redis, as `feast apply` and `feast materialize-incremental` do."""
-    from training import feature_store as step  # noqa: PLC0415
+    from training.features import feature_store as step  # noqa: PLC0415
 
     run_step("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=time_of(as_of))})
 
@@ -132,8 +132,8 @@ def stream(
 @app.command()
 def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Move decisions out of Redis, and join those whose window has closed with their feedback."""
-    from training import archive  # noqa: PLC0415
-    from training import join as step  # noqa: PLC0415
+    from training.logs import archive  # noqa: PLC0415
+    from training.models import join as step  # noqa: PLC0415
 
     def run(settings: Settings) -> object:
         archive.move_logs(settings)
@@ -145,7 +145,7 @@ def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_
 @app.command()
 def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Learn a candidate model from the joined rows."""
-    from training import train as step  # noqa: PLC0415
+    from training.models import train as step  # noqa: PLC0415
 
     run_step("train", settings_file, as_json, lambda settings: step.train(settings, as_of=time_of(as_of)))
 
@@ -158,7 +158,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Let a model serve, if the gate finds it better than the one that does."""
-    from training import gate as step  # noqa: PLC0415
+    from training.evaluation import gate as step  # noqa: PLC0415
 
     run_step("promote", settings_file, as_json, lambda settings: step.promote_if_better(settings, version=version or None, force=force))
 
@@ -176,23 +176,23 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """What a policy would have earned on logged traffic, and whether that can be told. Exit 0 for better, 3 otherwise."""
-    from training.evaluation import as_dict  # noqa: PLC0415
+    from training.evaluation.result import as_dict  # noqa: PLC0415
 
     if logs is not None:
-        from training import foreign_logs  # noqa: PLC0415
+        from training.evaluation import foreign_logs  # noqa: PLC0415
 
         settings = load_settings(settings_file) if settings_file.exists() else Settings()
         found = foreign_logs.evaluate_file(logs, policy or "uniform", where or [], reward_range, settings.gate.gate())
     else:
-        from training import gate  # noqa: PLC0415
+        from training.evaluation import gate  # noqa: PLC0415
 
         settings = load_settings(settings_file)
         with stderr.status("evaluating"):
             found = gate.evaluate(settings, policy=policy, version=model, against=against)
     if report is not None:
-        from training import evaluation_report  # noqa: PLC0415
+        from training.evaluation import report as written  # noqa: PLC0415
 
-        report.write_text(evaluation_report.page(found, settings if logs is None else None), encoding="utf-8")
+        report.write_text(written.page(found, settings if logs is None else None), encoding="utf-8")
     content = as_dict(found)
     show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
     if found.verdict != "better":
@@ -202,7 +202,7 @@ def evaluate(
 @app.command()
 def experiment(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
     """Reward per impression and per request of each arm, with intervals that hold at every look, and a sample-ratio check."""
-    from training import experiment as step  # noqa: PLC0415
+    from training.evaluation import experiment as step  # noqa: PLC0415
 
     show(step.report(load_settings(settings_file)), as_json)
 
@@ -214,7 +214,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Why a decision drew its queries, and whether recomputing it from the log gives the same bytes."""
-    from training import explain as step  # noqa: PLC0415
+    from training.evaluation import explain as step  # noqa: PLC0415
 
     found = step.explain(load_settings(settings_file), decision_id)
     if as_json:
@@ -226,7 +226,7 @@ def explain(
 @app.command()
 def rollback(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
     """Let the model before this one serve again."""
-    from training import promote as step  # noqa: PLC0415
+    from training.models import promote as step  # noqa: PLC0415
 
     run_step("promote", settings_file, as_json, step.rollback)
 
@@ -247,7 +247,7 @@ def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", 
 @app.command()
 def learn(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
     """Small updates of the served model every `training.every_seconds`, until SIGTERM."""
-    from training import keep_learning as step  # noqa: PLC0415
+    from training import update as step  # noqa: PLC0415
 
     settings = load_settings(settings_file)
     if not settings.training.every_seconds:

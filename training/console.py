@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bandit.errors import InvalidValueError
-from bandit.settings import Settings, load_settings
+from bandit.settings.load import Settings, load_settings
 from training.lock import locked
 
 stderr = Console(stderr=True)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from bandit.settings import DEFAULT_FILE
+from bandit.settings.load import DEFAULT_FILE
 from feature_repo import names
-from training.tables import CLUSTER_REWARDS, USER_CLUSTERS, write_table
+from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
+from training.logs.tables import write_table
 
 
 def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import redis
 
 from bandit.errors import DependencyAwayError
-from training.connection import connect, without_password
+from feature_repo.connection import connect, without_password
 
 URL_VARIABLE = "QUERY_REWARDS_REDIS_URL"
 _START_SECONDS = 10.0

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bandit.errors import EmptyLogError, NotPromotedError
-from bandit.settings import Settings
-from training.archive import compact, move_logs
-from training.feature_store import materialize
-from training.fold import Folded, fold
-from training.gate import RolledBack, promote_if_better, roll_back_if_worse
-from training.join import Joined, join
-from training.promote import Promoted
-from training.train import Trained, train
+from bandit.settings.load import Settings
+from training.evaluation.gate import RolledBack, promote_if_better, roll_back_if_worse
+from training.features.feature_store import materialize
+from training.features.fold import Folded, fold
+from training.logs.archive import compact, move_logs
+from training.models.join import Joined, join
+from training.models.promote import Promoted
+from training.models.train import Trained, train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,12 @@ from rich.table import Table
 from bandit.errors import DependencyAwayError, QueryRewardsError
 from examples import recipes, session
 from examples.kuairand import workers
+from examples.kuairand.estimates import lift, resamples, reward_per_impression
 from examples.kuairand.play import POLICIES, QUERIES, Played, make_pools, prepare
+from examples.kuairand.replay import requests
+from examples.kuairand.report import replay_report
 from examples.kuairand.workers import quiet
-from training.estimates import lift, resamples, reward_per_impression
 from training.local_redis import URL_VARIABLE, local_redis
-from training.replay import requests
-from training.report import replay_report
 
 OUT = Path("out/demo")
 BASE = "action_count"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.types import MICROSECONDS_PER_DAY, Floats32, Ints
-from training.tables import ENGAGEMENTS, TIME
+from training.logs.schemas import ENGAGEMENTS, TIME
 
 FOLDER = Path(__file__).parent / "data"
 MAIN_FEED = 1  # tab 1, 78 % of the exposures: the rates of the other tabs run from below 0 to 0.48 and would drown the signal

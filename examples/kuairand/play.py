@@ -12,20 +12,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE, Settings, load_settings
+from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from bandit.types import MICROSECONDS_PER_DAY
 from examples.kuairand import data
+from examples.kuairand.replay import Exposure, Pool, State, play, pools_of, requests, rounds
 from feature_repo import names
 from serving import QuerySelector
-from training.archive import move_logs
-from training.cluster import cluster
+from training.clustering.cluster import cluster
 from training.deployment import create
-from training.feature_store import materialize
-from training.feedback import append_feedback
-from training.fold import fold
-from training.replay import Exposure, Pool, State, play, pools_of, requests, rounds
+from training.features.feature_store import materialize
+from training.features.fold import fold
+from training.logs.archive import move_logs
+from training.logs.feedback import append_feedback
+from training.logs.tables import write_table
 from training.retrain import retrain
-from training.tables import write_table
 
 POLICIES = ("uniform", "action_count", "importance", "query_reward", "bandit")
 QUERIES = 2  # of a request: users have a median of three exposures to play

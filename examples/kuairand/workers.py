@@ -9,7 +9,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 from examples.kuairand.play import Played, play_policy
-from training.replay import Pool
+from examples.kuairand.replay import Pool
 
 _pools: Sequence[Pool]
 _messages: Queue[tuple[str, int]]

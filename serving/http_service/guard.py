@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bandit.sections import HttpSettings
+from bandit.settings.sections import HttpSettings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})  # nothing secret; probes carry no token
 _CLIENTS = 10_000  # addresses whose rate is remembered

@@ -15,9 +15,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bandit.errors import InvalidSettingError
-from bandit.sections import HttpSettings
-from bandit.settings import HTTP_TOKEN_VARIABLE, load_settings
-from serving.connection import connect
+from bandit.settings.load import HTTP_TOKEN_VARIABLE, load_settings
+from bandit.settings.sections import HttpSettings
+from feature_repo.connection import client_of
 from serving.feedback_log import FeedbackLog
 from serving.http_service.app import make_app
 from serving.http_service.guard import Guard
@@ -37,7 +37,7 @@ def serve(settings_file: Path) -> None:
     check_host(settings_file, settings.http.host, token)
     _allow_files(settings.http.max_connections)
     selector = QuerySelector.open(settings_file)
-    client = connect(settings.redis_url, timeout=_REDIS_SECONDS)
+    client = client_of(settings.redis_url, timeout=_REDIS_SECONDS)
     app = make_app(selector, FeedbackLog(client, settings), ServingMetrics(selector, client))
     config = uvicorn.Config(
         Guard(app, settings.http, token),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandit.evidence import HalfLives
+from bandit.rewards.decay import HalfLives
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, ClusterRewards
 from tests.plain import COMPILED, both
 from tests.strategies import NOW, decisions, law, scored, users, weighted
@@ -48,9 +48,9 @@ def same(name: str, call: Any) -> None:
 @given(users())
 def test_features_and_inputs(user):
     profile, evidence, prior = user
-    same("bandit.featurize", lambda module: module.featurize(profile, evidence, prior, NOW, {}))
-    same("bandit.inputs", lambda module: module.pack_inputs(profile, evidence))
-    same("bandit.inputs", lambda module: module.pack_inputs(profile, evidence, np.arange(len(profile))[::2]))
+    same("bandit.model.featurize", lambda module: module.featurize(profile, evidence, prior, NOW, {}))
+    same("bandit.policy.logged_inputs", lambda module: module.pack_inputs(profile, evidence))
+    same("bandit.policy.logged_inputs", lambda module: module.pack_inputs(profile, evidence, np.arange(len(profile))[::2]))
 
 
 @law
@@ -61,7 +61,7 @@ def test_evidence(user, random):
     sums = {name: np.array([random.uniform(0.0, 9.0) for _ in ids]) for name in SUMS}
     known = ClusterRewards(cluster_ids=ids, as_of=NOW - 7 * MICROSECONDS_PER_MINUTE, last_impression_at=np.arange(len(ids)), **sums)
     for name in (*SUMS, "last_impression_at"):
-        same("bandit.evidence", lambda module, name=name: getattr(module.align(profile, known, NOW, HALF_LIVES), name))
+        same("bandit.rewards.decay", lambda module, name=name: getattr(module.align(profile, known, NOW, HALF_LIVES), name))
 
 
 @law
@@ -69,25 +69,28 @@ def test_evidence(user, random):
 def test_scores(decision):
     known, _, _ = decision
     residuals, weights = known.model.predict(known.features), np.frombuffer(known.model.weights, "<f4")
-    same("bandit.linear", lambda module: module.predictions(known.features, weights))
-    same("bandit.optimism", lambda module: module.optimistic(known.features, residuals, known.evidence, 8.0, known.exploration))
+    same("bandit.model.linear", lambda module: module.predictions(known.features, weights))
+    same("bandit.policy.optimism", lambda module: module.optimistic(known.features, residuals, known.evidence, 8.0, known.exploration))
 
 
 @law
 @given(scored())
 def test_budgeted_quotas(case):
     scores, budgets, k, caps = case
-    same("bandit.quotas", lambda module: module.budgeted(scores, budgets, k, caps))
-    same("bandit.quotas", lambda module: module.greedy_value(np.asarray(scores), k, np.asarray(caps)))
-    same("bandit.quotas", lambda module: module.explored(np.asarray(scores), np.abs(scores), k, caps, strength=8.0, share=0.01, least=0.1))
+    same("bandit.policy.quotas", lambda module: module.budgeted(scores, budgets, k, caps))
+    same("bandit.policy.quotas", lambda module: module.greedy_value(np.asarray(scores), k, np.asarray(caps)))
+    same(
+        "bandit.policy.quotas",
+        lambda module: module.explored(np.asarray(scores), np.abs(scores), k, caps, strength=8.0, share=0.01, least=0.1),
+    )
 
 
 @law
 @given(weighted())
 def test_proportional_quotas(case):
     weights, k, caps = case
-    same("bandit.quotas", lambda module: module.proportional(weights, k, caps))
-    same("bandit.quotas", lambda module: module.is_distribution(module.proportional(weights, k, caps), k, caps))
+    same("bandit.policy.quotas", lambda module: module.proportional(weights, k, caps))
+    same("bandit.policy.quotas", lambda module: module.is_distribution(module.proportional(weights, k, caps), k, caps))
 
 
 @law
@@ -97,11 +100,11 @@ def test_draws(seed, clusters, items):
     offsets = np.arange(clusters + 1) * items
     weights, quotas = rng.gamma(0.3, size=clusters * items) + 1e-9, rng.uniform(0.0, items, clusters)
     quotas *= max(int(quotas.sum()), 0) / quotas.sum()
-    same("bandit.quotas", lambda module: module.query_caps(offsets, 10.0))
+    same("bandit.policy.quotas", lambda module: module.query_caps(offsets, 10.0))
     same(
-        "bandit.sampling",
+        "bandit.policy.sampling",
         lambda module: module.draw_items(range(clusters), quotas.tolist(), offsets.tolist(), weights, np.random.default_rng(seed)),
     )
-    same("bandit.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
-    same("bandit.splitmix", lambda module: module.SplitMix64(seed).random(clusters))
-    same("bandit.sampling", lambda module: module.item_propensities(weights, quotas[0]))
+    same("bandit.policy.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
+    same("bandit.policy.splitmix", lambda module: module.SplitMix64(seed).random(clusters))
+    same("bandit.policy.sampling", lambda module: module.item_propensities(weights, quotas[0]))

@@ -13,19 +13,20 @@ import pyarrow.dataset as ds
 import pytest
 
 from bandit.errors import InvalidSettingError, InvalidValueError, UnknownDecisionError
-from bandit.experiment import arm_of, sample_ratio_p
+from bandit.ope.sample_ratio import sample_ratio_p
+from bandit.policy.arms import arm_of
 from bandit.records import Query
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from examples import recipes
 from serving.modes import Existing
 from tests.served_world import QUIET, REWARDED, UNKNOWN, Served
 from tests.tables_made import DAY, MINUTE, NOW, feedback, write_feedback
-from training.archive import move_logs
 from training.cli import FAILED, NOT_PROMOTED, main
-from training.experiment import by_user, report
-from training.explain import SAME, as_text, explain
-from training.gate import evaluate
-from training.join import join
+from training.evaluation.experiment import by_user, report
+from training.evaluation.explain import SAME, as_text, explain
+from training.evaluation.gate import evaluate
+from training.logs.archive import move_logs
+from training.models.join import join
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from examples.kuairand import data, play
-from training.replay import Pool
+from examples.kuairand.replay import Pool
 
 USERS = 120
 

@@ -12,13 +12,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.featurize import FEATURE_NAMES
-from bandit.settings import DEFAULT_FILE, load_settings
+from bandit.model.featurize import FEATURE_NAMES
+from bandit.settings.load import DEFAULT_FILE, load_settings
 from examples.kuairand import data, play
-from training.cluster import cluster
+from examples.kuairand.replay import Pool
+from training.clustering.cluster import cluster
 from training.deployment import create
-from training.replay import Pool
-from training.tables import ENGAGEMENTS
+from training.logs.schemas import ENGAGEMENTS
 
 USERS = 150
 CLUSTERED = 400  # users of the history, in order of id: enough for so many who can be played

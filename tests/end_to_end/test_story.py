@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.featurize import FEATURE_NAMES
+from bandit.model.featurize import FEATURE_NAMES
 from examples import recipes
 
 

@@ -25,7 +25,7 @@ from bandit.records import Feedback
 from feature_repo import names
 from feature_repo.definitions import objects
 from feature_repo.store import connection_string, open_store
-from serving.features import FeatureReader
+from serving.features.reader import FeatureReader
 from tests.conftest import Deployment
 from tests.tables_made import (
     DAY,
@@ -39,9 +39,9 @@ from tests.tables_made import (
     write_feedback,
     write_history,
 )
-from training.cluster import cluster
-from training.feature_store import apply, materialize
-from training.fold import fold
+from training.clustering.cluster import cluster
+from training.features.feature_store import apply, materialize
+from training.features.fold import fold
 
 USERS = [f"u{number}" for number in range(8)]
 CLUSTERED, FIRST, SECOND = NOW - 3 * DAY, NOW - 2 * DAY, NOW - DAY
@@ -331,13 +331,13 @@ ELSEWHERE = """
 import json, sys
 from datetime import UTC, datetime, timedelta
 import pandas as pd
-from bandit.settings import load_settings
+from bandit.settings.load import load_settings
 from feature_repo import names
 from feature_repo.store import open_store
-from serving.features import FeatureReader
-from training.feature_store import materialize
-from training.fold import fold
-from training.join import join
+from serving.features.reader import FeatureReader
+from training.features.feature_store import materialize
+from training.features.fold import fold
+from training.models.join import join
 from training.local_redis import local_redis
 
 settings = load_settings(sys.argv[1])

@@ -17,11 +17,11 @@ import redis
 
 from bandit.errors import BacklogFullError, DependencyAwayError, InvalidSettingError
 from bandit.records import Feedback
-from bandit.settings import DEFAULT_FILE
+from bandit.settings.load import DEFAULT_FILE
 from feature_repo import names
+from feature_repo.connection import client_of
 from feature_repo.partitions import partition
 from serving.__main__ import AWAY, FAILED, USAGE, main
-from serving.connection import connect
 from serving.feedback_log import FeedbackLog, Recorded, Refused
 from tests.conftest import Deployment
 from tests.tables_made import HOUR, feedback
@@ -123,7 +123,7 @@ def test_a_mapping_that_is_refused_is_named_by_its_id(log: FeedbackLog) -> None:
 
 def test_only_bad_events_need_no_redis(deployment: Deployment) -> None:
     away = deployment.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
-    with FeedbackLog(connect(away.redis_url, timeout=1.0), away) as log:
+    with FeedbackLog(client_of(away.redis_url, timeout=1.0), away) as log:
         assert log.record([b"{"]).refused == [Refused(index=0, event_id="", reason="Input data was truncated")]
 
 
@@ -143,7 +143,7 @@ def test_accepted_is_durable_only_where_this_server_can_promise_it(
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     with local_redis(options=("--appendonly", "yes", "--appendfsync", fsync)) as url:
         settings = deployment.settings.model_copy(update={"redis_url": url})
-        client = connect(url, timeout=5.0)
+        client = client_of(url, timeout=5.0)
         version = tuple(int(part) for part in client.info("server")["redis_version"].split("."))
         with FeedbackLog(client, settings) as log:
             assert log.record(events_of(3)) == Recorded(accepted=3, durable=3 if version >= since else 0, refused=[])
@@ -194,7 +194,7 @@ def test_a_call_waits_and_is_taken_when_room_appears(deployment: Deployment) -> 
 
 def test_a_redis_that_is_away_is_said_without_its_password(deployment: Deployment) -> None:
     away = deployment.settings.model_copy(update={"redis_url": "redis://:secret@127.0.0.1:1/0"})
-    with FeedbackLog(connect(away.redis_url, timeout=1.0), away) as log, pytest.raises(DependencyAwayError) as raised:
+    with FeedbackLog(client_of(away.redis_url, timeout=1.0), away) as log, pytest.raises(DependencyAwayError) as raised:
         log.record(events_of(1))
     assert "redis://127.0.0.1:1/0" in str(raised.value)
     assert "secret" not in str(raised.value)

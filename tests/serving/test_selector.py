@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from bandit.errors import DependencyAwayError, InvalidValueError
-from bandit.evidence import align
-from bandit.featurize import FEATURE_VERSION, featurize
-from bandit.policies import POLICIES, Candidates, plan
+from bandit.model.featurize import FEATURE_VERSION, featurize
+from bandit.policy.policies import POLICIES, Candidates, plan
+from bandit.policy.splitmix import SplitMix64
 from bandit.records import Decision
-from bandit.splitmix import SplitMix64
+from bandit.rewards.decay import align
 from bandit.types import Prior, Rate
 from feature_repo import names
 from feature_repo.partitions import partition
 from serving import QuerySelector, Selection
 from serving.drawing import draw
-from serving.features import FeatureReader
+from serving.features.reader import FeatureReader
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import linear_model, random_model
 from tests.tables_made import NOW

@@ -11,9 +11,9 @@ import pytest
 
 from bandit.errors import DependencyAwayError, InvalidValueError
 from serving import Selection
-from serving.address import Address
-from serving.breaker import CircuitBreaker
 from serving.decision_log import append_command
+from serving.redis_io.address import Address
+from serving.redis_io.breaker import CircuitBreaker
 from tests.served_world import EMPTY, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import random_model
 from tests.tables_made import NOW
@@ -115,7 +115,7 @@ def test_a_password_and_a_database_are_greeted_with_and_never_shown() -> None:
 
 
 def test_a_wrong_password_is_an_away_redis(served: Served) -> None:
-    from serving.wire import Wire  # noqa: PLC0415
+    from serving.redis_io.wire import Wire  # noqa: PLC0415
 
     url = served.redis_url.replace("redis://", "redis://:wrong@")
     wire = Wire(Address.of(url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)

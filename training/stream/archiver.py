@@ -11,8 +11,8 @@ from pathlib import Path
 import redis
 
 from feature_repo import names
-from training.archive import Batch, after
-from training.stream.work import Entry
+from training.logs.archive import Batch, after
+from training.stream.apply import Entry
 
 _TRIM = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end

@@ -19,17 +19,17 @@ from typing import Any
 
 import redis
 
-from bandit.settings import Settings
-from bandit.sums import Folding, UserSums
+from bandit.rewards.sums import Folding, UserSums
+from bandit.settings.load import Settings
 from feature_repo import names
-from training.archive import arrival, stream_entries
-from training.online_rows import RewardRows
+from training.features.online_rows import RewardRows
+from training.logs.archive import arrival, stream_entries
+from training.stream.apply import Entry, Work, entry_of
 from training.stream.archiver import Archiver
 from training.stream.leases import Leases
 from training.stream.metrics import StreamMetrics
 from training.stream.rebuild import rebuild
 from training.stream.state import BEGINNING, Commit, Partition, StreamState
-from training.stream.work import Entry, Work, entry_of
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bandit.lineage import Reclustering
-from bandit.settings import Settings
+from bandit.rewards.lineage import Reclustering
+from bandit.settings.load import Settings
 from feature_repo import names
+from feature_repo.connection import connect, translated
 from feature_repo.partitions import partition
-from training.connection import connect, translated
 
 _AT_ONCE = 1000
 

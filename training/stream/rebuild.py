@@ -18,18 +18,20 @@ import pyarrow.dataset as ds
 import redis
 
 from bandit.errors import EmptyLogError
-from bandit.intake import FUTURE_TOLERANCE
-from bandit.settings import Settings
-from bandit.sums import Folding, UserSums
+from bandit.rewards.feedback import FUTURE_TOLERANCE
+from bandit.rewards.sums import Folding, UserSums
+from bandit.settings.load import Settings
 from bandit.types import ClusterRewards
 from feature_repo import names
 from feature_repo.partitions import partition
-from training.archive import arrival
-from training.fold import epoch_us, read_draws, rows_per_user, sums
-from training.lineage import read_lineage
-from training.online_rows import RewardRows
+from training.features.fold import read_draws, rows_per_user, sums
+from training.features.online_rows import RewardRows
+from training.logs.archive import arrival
+from training.logs.engine import engine, epoch_us
+from training.logs.lineage import read_lineage
+from training.logs.schemas import DECISIONS, FEEDBACK
+from training.logs.tables import log_files
 from training.stream.state import Partition, StreamState, decision_key, event_key
-from training.tables import DECISIONS, FEEDBACK, engine, log_files
 
 log = logging.getLogger(__name__)
 

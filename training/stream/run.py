@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bandit.settings import Settings
+from bandit.settings.load import Settings
 from feature_repo import names
-from training.connection import connect, translated
-from training.feature_store import online_rows
+from feature_repo.connection import connect, translated
+from training.features.feature_store import online_rows
 from training.stream.consumer import Consumer
 from training.stream.metrics import StreamMetrics
 

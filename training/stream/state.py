@@ -13,9 +13,9 @@ from typing import Any
 
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE
+from bandit.rewards.feedback import FUTURE_TOLERANCE
 from feature_repo import names
-from training.archive import arrival
+from training.logs.archive import arrival
 
 BEGINNING = "0-0"  # position before the first entry of a stream
 _COMMIT = """

@@ -11,15 +11,15 @@ import pyarrow as pa
 import redis
 
 from bandit.records import Decision, Feedback
-from bandit.settings import Settings
-from bandit.sums import MAX_CLUSTERS, Folding, UserSums
+from bandit.rewards.sums import MAX_CLUSTERS, Folding, UserSums
+from bandit.settings.load import Settings
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
-from training.archive import Batch, read_entry, stream_entries
-from training.connection import connect, translated
-from training.decisions import decision_table
-from training.feature_store import online_rows
-from training.feedback import feedback_table
+from feature_repo.connection import connect, translated
+from training.features.feature_store import online_rows
+from training.logs.archive import Batch, read_entry, stream_entries
+from training.logs.decisions import decision_table
+from training.logs.feedback import feedback_table
 from training.stream.rebuild import users_from_logs
 from training.stream.state import StreamState
 

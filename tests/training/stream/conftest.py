@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import Deployment
 from tests.streamed import Streamed
-from training.feature_store import apply
+from training.features.feature_store import apply
 
 LONG_AGO = "[stream]\nenabled = true\narchive_seconds = 1000.0\nlease_seconds = 100.0"
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from bandit.intake import FUTURE_TOLERANCE
-from bandit.lineage import Move, Reclustering
 from bandit.records import Feedback
-from bandit.sums import MAX_CLUSTERS
+from bandit.rewards.feedback import FUTURE_TOLERANCE
+from bandit.rewards.lineage import Move, Reclustering
+from bandit.rewards.sums import MAX_CLUSTERS
 from feature_repo import names
 from feature_repo.partitions import partition
 from tests.streamed import Killed, Streamed
 from tests.tables_made import DAY, HOUR, MINUTE, decision, feedback
-from training.lineage import write_lineage
+from training.logs.lineage import write_lineage
 from training.stream import archiver
 from training.stream.archiver import Archiver
 from training.stream.consumer import Consumer
@@ -445,7 +445,7 @@ def test_a_full_disk_loses_nothing_trims_nothing_and_memory_stays_bounded(stream
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.tables.os.fsync", full)
+        patched.setattr("training.logs.tables.os.fsync", full)
         for start in range(0, 1000, 100):
             streamed.send(events[start : start + 100])
             for _ in range(5):
@@ -474,7 +474,7 @@ def test_a_consumer_that_ends_on_a_full_disk_leaves_the_logs_to_its_heir(streame
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.tables.os.fsync", full)
+        patched.setattr("training.logs.tables.os.fsync", full)
         consumer.close()
     assert streamed.waiting() == 50
     heir = streamed.consumer()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bandit.sums import Folding, UserSums
+from bandit.rewards.sums import Folding, UserSums
 from feature_repo import names
 from feature_repo.partitions import partition
 from tests.streamed import Streamed
 from tests.tables_made import DAY, HOUR, decision, feedback, write_decisions, write_feedback
-from training.archive import move_logs
+from training.logs.archive import move_logs
 from training.stream.rebuild import users_from_logs
 from training.stream.run import stream
 from training.stream.verify import verify

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bandit.records import Feedback
-from bandit.sums import Folding, Term, UserSums
+from bandit.rewards.sums import Folding, Term, UserSums
 from feature_repo import names
 from feature_repo.partitions import partition
 from feature_repo.store import open_store
 from tests.streamed import Streamed
 from tests.tables_made import HOUR, feedback
 from training.cli import FAILED, USAGE, _stopped, main
-from training.feature_store import materialize
-from training.fold import fold
+from training.features.feature_store import materialize
+from training.features.fold import fold
 from training.local_redis import _free_port
 from training.stream import verify as step
 from training.stream.run import stream

@@ -1,0 +1,1 @@
+"""What learns: features, the linear model, Vowpal Wabbit behind it."""

@@ -1,0 +1,1 @@
+"""From events to decayed sums and rates."""

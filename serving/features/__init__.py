@@ -1,0 +1,1 @@
+"""Reading a user's features from the online store."""

@@ -1,0 +1,259 @@
+"""Evaluation from the command line: real foreign logs, bad input, and the deployment's own log from decision to verdict."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.ope.gate import Gate
+from bandit.rewards.scheme import RewardScheme
+from tests.conftest import Deployment
+from tests.open_bandit import FILE
+from training.cli import FAILED, NOT_PROMOTED, USAGE, main
+from training.evaluation.evaluate import LOGGED, Target, evaluate_log
+from training.evaluation.foreign_logs import evaluate_file, read_foreign
+from training.models.outcomes import OUTCOMES, outcomes_writer
+
+DSJSON = Path(__file__).parents[2] / "data" / "vowpal" / "decisionservice.json"
+SCHEME = RewardScheme(weights={"repin": 1.0}, minimum=0.0, maximum=1.0)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    def ran(*arguments):
+        monkeypatch.setattr(sys, "argv", ["query-rewards", *(str(argument) for argument in arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capfd.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return ran
+
+
+@pytest.mark.parametrize(("campaign", "ess"), [("men", 656), ("women", 2)])
+def test_t3_from_the_command_line_the_log_is_refused_with_status_3_and_its_effective_sample_size(run, campaign, ess):
+    filters = ("--where", f"campaign={campaign}", "--where", "behavior_policy=bts")
+    status, out, err = run("evaluate", "--logs", FILE, *filters, "--policy", "uniform", "--json")
+    found = json.loads(out)
+    assert status == NOT_PROMOTED
+    assert found["verdict"] == "cannot tell"
+    assert any(f"effective sample size {ess} of 10,000" in reason for reason in found["reasons"])
+    assert found["diagnostics"]["effective_sample_size"] == pytest.approx(ess, abs=0.5)
+    assert f"effective sample size {ess}" in err
+
+
+def test_the_three_decisions_of_vowpal_wabbits_dsjson_test_are_read_with_their_probabilities():
+    log = read_foreign(DSJSON)
+    np.testing.assert_allclose(log.probability, [0.8166667] * 3)
+    np.testing.assert_array_equal(log.reward, [1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(log.actions, [12.0] * 3)
+    found = evaluate_file(DSJSON, "uniform", [], "0,1", Gate())
+    assert found.verdict == "cannot tell"
+    assert found.values["ips"]["value"] == pytest.approx((2 / 12) / 0.8166667 / 3)
+    assert evaluate_file(DSJSON, "logged", [], "0,1", Gate()).values["ips"]["value"] == pytest.approx(2 / 3)
+
+
+def plain(folder: Path, **columns) -> Path:
+    rows = 3000
+    rng = np.random.default_rng(0)
+    table = {
+        "action": ["a"] * rows,
+        "probability": np.full(rows, 0.5),
+        "reward": rng.random(rows),
+        "actions": np.full(rows, 2.0),
+        "decision_id": [str(number) for number in range(rows)],
+    }
+    file = folder / "log.parquet"
+    pq.write_table(pa.table({**table, **columns}), file)
+    return file
+
+
+def test_a_plain_table_with_the_targets_own_probabilities_gets_a_verdict(run, tmp_path):
+    rng = np.random.default_rng(1)
+    good = rng.random(20_000) < 0.5
+    file = tmp_path / "log.parquet"
+    columns = {"action": good, "probability": np.full(20_000, 0.5), "reward": np.where(good, 0.9, 0.1)}
+    pq.write_table(pa.table({**columns, "target_probability": np.where(good, 0.8, 0.2)}), file)
+    status, out, _ = run("evaluate", "--logs", file, "--policy", "column", "--json", "--report", tmp_path / "page.html")
+    found = json.loads(out)
+    assert (status, found["verdict"]) == (0, "better")
+    assert found["values"]["snips"]["value"] == pytest.approx(0.8 * 0.9 + 0.2 * 0.1, rel=0.02)
+    assert "better" in (tmp_path / "page.html").read_text()
+    pq.write_table(pa.table({**columns, "target_probability": np.where(good, 0.2, 0.8)}), file)
+    status, out, _ = run("evaluate", "--logs", file, "--policy", "column", "--json")
+    assert (status, json.loads(out)["verdict"]) == (NOT_PROMOTED, "not better")
+
+
+def at(row, value, length=3000, usual=0.5):
+    array = np.full(length, usual)
+    array[row] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("columns", "column", "row"),
+    [
+        ({"probability": at(7, 0.0)}, "probability", 7),
+        ({"probability": at(8, -0.5)}, "probability", 8),
+        ({"probability": at(9, np.nan)}, "probability", 9),
+        ({"probability": at(10, 1.5)}, "probability", 10),
+        ({"reward": at(11, 1.5)}, "reward", 11),
+        ({"reward": at(12, np.nan)}, "reward", 12),
+    ],
+)
+def test_what_a_plain_log_cannot_hold_is_refused_with_file_column_and_row(run, tmp_path, columns, column, row):
+    file = plain(tmp_path, **columns)
+    with pytest.raises(InvalidTableError) as caught:
+        evaluate_file(file, "uniform", [], "0,1", Gate())
+    assert (caught.value.file, caught.value.column, caught.value.row) == (str(file), column, row)
+    status, out, err = run("evaluate", "--logs", file, "--policy", "uniform")
+    assert (status, out) == (FAILED, "")
+    assert f"column '{column}', row {row}" in err
+
+
+def test_duplicates_count_once_and_are_said_and_an_empty_log_is_an_error(tmp_path):
+    file = plain(tmp_path, decision_id=[str(number // 2) for number in range(3000)])
+    found = evaluate_file(file, "uniform", [], "0,1", Gate())
+    assert found.decisions == 1500
+    assert found.notes == ["1,500 duplicates were left out"]
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    with pytest.raises(EmptyLogError, match="foreign log"):
+        evaluate_file(file, "uniform", [], "0,1", Gate())
+
+
+def test_a_log_that_does_not_say_what_a_target_needs_is_refused_by_name(run, tmp_path):
+    file = plain(tmp_path)
+    for policy, text, status in (("column", "target_probability", FAILED), ("bandit", "uniform", USAGE)):
+        ran, _, err = run("evaluate", "--logs", file, "--policy", policy)
+        assert (ran, text in err) == (status, True)
+    assert run("evaluate", "--logs", file, "--where", "nothing=1")[0] == FAILED
+    assert run("evaluate", "--logs", file, "--reward-range", "1,0")[0] == USAGE
+
+
+def outcomes(file: Path, rows: int = 4000, *, seed: int = 0, change=lambda columns: None, metadata=None) -> Path:
+    """A file of outcomes as `join` writes it: 4 candidates, 2 queries, the first two clusters better than the others."""
+    rng = np.random.default_rng(seed)
+    quotas = np.tile([0.5, 0.5, 0.5, 0.5], (rows, 1))
+    first = rng.integers(0, 2, rows)
+    second = rng.integers(2, 4, rows)
+    drawn = np.stack((first, second), axis=1).astype(np.int32)
+    rewards = (rng.random((rows, 2)) < np.array([0.6, 0.2])).astype(float)
+    cells = {name: np.zeros((rows, 4)) for name in ("topic_ids", "importance", "impressions_session", "reward_session", "draws_session")}
+    columns = {
+        "decision_id": [str(number) for number in range(rows)],
+        "user_id": [f"u{number % 300}" for number in range(rows)],
+        "decided_at": np.arange(rows),
+        "policy": ["uniform"] * rows,
+        "model_version": [""] * rows,
+        "arm": [""] * rows,
+        "k": np.full(rows, 2, np.int32),
+        "quotas": quotas,
+        "caps": np.full((rows, 4), 2.0),
+        "drawn": drawn,
+        "draws": np.ones((rows, 2), np.int32),
+        "shown": np.ones((rows, 2), np.int32),
+        "rewards": rewards,
+        "rates": np.tile([0.5, 0.5, 0.2, 0.2], (rows, 1)),
+        "features": np.zeros((rows, 0)),
+        "actions": np.tile([3.0, 3.0, 1.0, 1.0], (rows, 1)),
+        "impressions_long": np.zeros((rows, 4)),
+        "reward_long": np.zeros((rows, 4)),
+        **cells,
+        "totals": np.zeros((rows, 8)),
+    }
+    change(columns)
+    arrays = [pa.array(list(columns[field.name]), field.type) for field in OUTCOMES]
+    with outcomes_writer(file, metadata or {}) as writer:
+        writer.write_table(pa.table(arrays, OUTCOMES), row_group_size=1000)
+    return file
+
+
+def evaluated(file: Path, policy: str, **options):
+    target = Target(label=policy, policy=policy)
+    return evaluate_log(file, target, Target(label=LOGGED, policy=LOGGED), Gate(), SCHEME, rng=np.random.default_rng(0), **options)
+
+
+def test_quotas_of_the_target_are_computed_from_the_log_and_a_better_policy_is_found_better(tmp_path):
+    found = evaluated(outcomes(tmp_path / "a.parquet"), "action_count")
+    assert found.verdict == "better"
+    assert found.decisions == 4000
+    for name in ("ips", "snips", "dr", "sndr", "switch", "clipped"):
+        assert found.values[name]["value"] == pytest.approx(1.5 * 0.6 + 0.5 * 0.2, rel=0.05), name
+        assert found.baseline_values[name]["value"] == pytest.approx(0.8, rel=0.05)
+    assert found.diagnostics["agreement"] == pytest.approx(0.75)
+    assert found.audit["chi_squared_p"] > 0.01
+    same = evaluated(tmp_path / "a.parquet", "uniform")
+    assert same.verdict == "not better"  # it is the policy that logged
+    assert same.lift["high"] == 0.0
+
+
+def test_processes_share_a_log_and_say_what_one_says(tmp_path):
+    file = outcomes(tmp_path / "a.parquet")
+    one, two = evaluated(file, "action_count"), evaluated(file, "action_count", processes=2)
+    assert one == two
+
+
+def put(name, row, value):
+    def change(columns):
+        columns[name] = np.array(columns[name], float)
+        columns[name][row] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (put("quotas", (5, 1), 0.0), "sum to 1.5, expected 2|propensity is 0"),
+        (put("quotas", (5, 1), -0.5), "propensity is -0.5"),
+        (put("quotas", (5, 1), np.nan), "propensity is nan"),
+        (put("quotas", (5, 1), 2.5), "at most 2"),
+        (put("quotas", 5, [0.6, 0.6, 0.6, 0.6]), "sum to 2.4, expected 2"),
+        (put("rewards", (5, 1), 1.5), r"1.5 over 1 impressions.*expected within \[0, 1\]"),
+        (put("rewards", (5, 1), -0.5), "-0.5 over 1 impressions"),
+    ],
+)
+def test_what_the_own_log_cannot_hold_is_refused(tmp_path, change, text):
+    with pytest.raises(InvalidTableError, match=text):
+        evaluated(outcomes(tmp_path / "a.parquet", change=change), "action_count")
+
+
+def test_clusters_that_the_log_never_had_and_drawn_counts_that_contradict_the_quotas_are_reasons_not_to_tell(tmp_path):
+    def never(columns):
+        columns["quotas"] = np.tile([1.0, 0.0, 1.0, 0.0], (4000, 1))
+        columns["drawn"] = np.tile(np.array([0, 2], np.int32), (4000, 1))
+
+    found = evaluated(outcomes(tmp_path / "a.parquet", change=never), "uniform")
+    assert found.verdict == "cannot tell"
+    assert any("the log never had: 50.0% of its queries in 100.0% of the decisions" in reason for reason in found.reasons)
+
+    def biased(columns):
+        columns["drawn"] = np.tile(np.array([0, 2], np.int32), (4000, 1))
+        columns["quotas"] = np.tile([0.7, 0.3, 0.7, 0.3], (4000, 1))
+
+    found = evaluated(outcomes(tmp_path / "b.parquet", change=biased), "action_count")
+    assert found.verdict == "cannot tell"
+    assert any("contradicts its propensities" in reason for reason in found.reasons)
+
+
+def test_decisions_of_another_feature_version_are_left_out_and_said(tmp_path):
+    found = evaluated(outcomes(tmp_path / "a.parquet", metadata={b"other_version": b"12"}), "action_count")
+    assert any("12 decisions of another feature version" in note for note in found.notes)
+    with pytest.raises(EmptyLogError, match="12 decisions of another feature version"):
+        evaluated(outcomes(tmp_path / "b.parquet", rows=0, metadata={b"other_version": b"12"}), "action_count")
+
+
+def test_without_outcomes_the_deployment_says_so(run, learning: Deployment):
+    status, _, err = run("evaluate", "--settings", learning.settings_file, "--policy", "uniform")
+    assert status == FAILED
+    assert "query-rewards join" in err
+    status, _, err = run("evaluate", "--settings", learning.settings_file)
+    assert (status, "query-rewards train" in err) == (NOT_PROMOTED, True)

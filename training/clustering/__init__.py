@@ -1,0 +1,1 @@
+"""From history and embeddings to each user's clusters."""

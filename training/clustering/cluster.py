@@ -1,0 +1,203 @@
+"""Cluster: engagement history and item embeddings to PinnerSage clusters, one row of `user_clusters` per user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bandit.rewards.feedback import FUTURE_TOLERANCE
+from bandit.rewards.lineage import Reclustering
+from bandit.settings.load import Settings
+from bandit.types import Floats, Ints
+from feature_repo import names
+from training.clustering.embeddings import Embeddings, read_embeddings
+from training.clustering.groups import offsets_of, places_in
+from training.clustering.inherit import forget_members, inherit, last_clustering
+from training.clustering.pinnersage import UserClusters, UserHistories, joined
+from training.clustering.topics import item_topics, topic_history
+from training.clustering.workers import workers
+from training.logs.lineage import read_lineage, write_lineage
+from training.logs.schemas import ENGAGEMENTS, USER_CLUSTERS
+from training.logs.tables import read_table, rows_of, write_table
+
+_ENGAGEMENTS_PER_TASK = 4_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustered:
+    """What a clustering did. `changed`: users whose clusters did not stay what they were at the last clustering."""
+
+    users: int
+    clusters: int
+    changed: int
+    engagements: int
+    without_embedding: int
+    file: str
+
+
+def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[str]) -> tuple[pa.Array, UserHistories]:
+    """Users in order of id; engagements with items that have no embedding, or an all-zero one, are left out."""
+    usable = np.append(np.abs(embeddings.vectors).sum(axis=1) > 0.0, False)
+    rows = pc.fill_null(pc.index_in(table["item_id"], embeddings.item_ids), -1).to_numpy()
+    kept = table.append_column("row", pa.array(rows)).filter(pa.array(usable[rows]))
+    user_ids = kept["user_id"].unique().sort()
+    by_name = np.argsort(action_types)
+    columns = {
+        "user": pc.index_in(kept["user_id"], user_ids),
+        "occurred_at": kept["occurred_at"].cast(pa.int64()),
+        "row": kept["row"],
+        "action": pc.index_in(kept["action"], pa.array(sorted(action_types), pa.string())),
+    }
+    ordered = pa.table(columns).sort_by([(name, "ascending") for name in columns])
+    return user_ids, UserHistories(
+        engagements=np.bincount(ordered["user"].to_numpy(), minlength=len(user_ids)),
+        items=ordered["row"].to_numpy().astype(np.int64),
+        actions=by_name[ordered["action"].to_numpy()],
+        occurred_at=ordered["occurred_at"].to_numpy(),
+    )
+
+
+def cluster(
+    settings: Settings,
+    *,
+    history: Path,
+    embeddings: Path,
+    as_of: int,
+    effective_at: Callable[[], int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    publish: Callable[[Sequence[Reclustering]], None] = lambda changes: None,
+) -> Clustered:
+    """Cluster every user of `history` and write the snapshot of `user_clusters` at `as_of`.
+
+    New clusters inherit the ids and the evidence of the last clustering's. Killed at any instruction, the step can be repeated, as of the
+    same time or a later one; repeating it with the same files gives the same bytes. With other files, as of the same time, it replaces what
+    it did, which whoever was told of that by `publish` cannot take back.
+
+    Args:
+        settings: action types and clustering; `processes` processes share the users.
+        history: Parquet file of engagements. Actions of positive weight make the clusters; impressions, when the history has them,
+            tell what each topic earned.
+        embeddings: Parquet file of item embeddings.
+        as_of: UTC microseconds; the rows' time, and the time that ages are taken at.
+        effective_at: asked when the clusters are made: events up to this time follow the members of the cluster that they name, UTC
+            microseconds. It must be as late as an event can be that is counted before `publish` ends; when left out, that of `as_of`.
+        progress: called with users done and users in all, some users at a time.
+        publish: called with what changed, in order of time, once that is in the lineage log and before the new clusters are served. A run
+            after a crash hands over what the crashed one may not have; the same change can come twice.
+
+    Raises: InvalidTableError; InvalidValueError for a time before the last clustering's. A user without usable history gets no row,
+    which is not an error.
+    """
+    last = last_clustering(settings, as_of=as_of)
+    scheme = settings.reward.scheme()
+    action_types = scheme.action_types
+    processes = (settings.clustering.processes or os.cpu_count() or 1) if rows_of(history) > _ENGAGEMENTS_PER_TASK else 1
+    with workers(processes) as cluster_all:
+        past = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
+        space = read_embeddings(embeddings)
+        topics = space.topics
+        if topics is None:
+            topics = item_topics(space.vectors, settings.data_path / "topics.npy", settings.clustering)
+        earned = topic_history(past, space.item_ids, topics, scheme)
+        engaged = past.filter(pc.is_in(past["action"], pa.array([action for action, weight in scheme.weights.items() if weight > 0.0])))
+        user_ids, engagements = histories(engaged, space, action_types)
+        parts = cluster_all(_tasks(engagements), space.vectors, len(action_types), settings.clustering, as_of)
+        found = joined(list(_counted(parts, len(user_ids), progress)))
+    until = effective_at() if effective_at else as_of + FUTURE_TOLERANCE
+    ids, changes = inherit(settings, user_ids, found, space.item_ids, last=last, as_of=as_of, effective_at=until)
+    write_lineage(settings, changes, as_of=as_of)
+    file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    unpublished = read_lineage(settings, as_of, since=min(_made_as_of(file), as_of - 1))
+    if unpublished:
+        publish(sorted((change for user in unpublished.values() for change in user), key=lambda change: change.effective_at))
+    write_table(_table(user_ids, found, ids, space, topics, earned, action_types, as_of), file)
+    forget_members(settings, as_of=as_of)
+    return Clustered(
+        users=len(user_ids),
+        clusters=int(found.served.sum()),
+        changed=len(changes),
+        engagements=engaged.num_rows,
+        without_embedding=engaged.num_rows - len(engagements.items),
+        file=str(file),
+    )
+
+
+def _tasks(histories: UserHistories) -> Iterator[UserHistories]:
+    """The users in tasks of about `_ENGAGEMENTS_PER_TASK`, which bounds the memory of each."""
+    offsets = offsets_of(histories.engagements)
+    cuts = np.flatnonzero(np.diff(offsets[:-1] // _ENGAGEMENTS_PER_TASK)) + 1
+    for first, last in pairwise([0, *cuts, len(histories.engagements)]):
+        rows = slice(offsets[first], offsets[last])
+        yield UserHistories(
+            engagements=histories.engagements[first:last],
+            items=histories.items[rows],
+            actions=histories.actions[rows],
+            occurred_at=histories.occurred_at[rows],
+        )
+
+
+def _counted(parts: Iterable[UserClusters], users: int, progress: Callable[[int, int], None]) -> Iterator[UserClusters]:
+    done = 0
+    for part in parts:
+        done += len(part.clusters)
+        progress(done, users)
+        yield part
+
+
+def _made_as_of(file: Path) -> int:
+    """Time of the snapshot on disk, 0 when there is none."""
+    if not file.exists():
+        return 0
+    times = pq.read_table(file, columns=[names.TIMESTAMP])[names.TIMESTAMP]
+    return pc.max(times.cast(pa.int64())).as_py() or 0
+
+
+def _table(
+    user_ids: pa.Array,
+    found: UserClusters,
+    ids: pa.Array,
+    space: Embeddings,
+    topics: Ints,
+    history: Floats,
+    action_types: Sequence[str],
+    as_of: int,
+) -> pa.Table:
+    users, actions = len(user_ids), len(action_types)
+    served = places_in(found.clusters) < np.repeat(found.served, found.clusters)
+    medoids, query_counts = found.medoids[served], found.query_counts[served]
+    asked = np.repeat(served, found.query_counts)
+    offsets, query_ends = offsets_of(found.served), offsets_of(query_counts)
+    queries = query_ends[offsets]
+    first = np.repeat(queries[:-1], found.served + 1)  # query of each user, beside each of its offsets
+    per_user = places_in(found.served + 1) + np.repeat(offsets[:-1], found.served + 1)
+
+    def lists(ends: Ints, values: Floats | Ints | pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values if isinstance(values, pa.Array) else pa.array(values))
+
+    return pa.table(
+        {
+            names.JOIN_KEY: user_ids,
+            names.CLUSTER_IDS: lists(offsets, ids.filter(pa.array(served))),
+            names.TOPIC_IDS: lists(offsets, topics[medoids]),
+            names.TOPIC_HISTORY: lists(offsets, history[topics[medoids]]),
+            names.ITEM_COUNTS: lists(offsets, found.item_counts[served]),
+            names.ACTION_TYPES: pa.array([list(action_types)] * users, pa.list_(pa.string())),
+            names.ACTION_COUNTS: lists(offsets * actions, found.action_counts[served].ravel().astype(np.float64)),
+            names.IMPORTANCE: lists(offsets, found.importance[served]),
+            names.LAST_ACTION_AT: lists(offsets, found.last_action_at[served]),
+            names.QUERY_ITEMS: lists(queries, space.item_ids.take(pa.array(found.query_items[asked]))),
+            names.QUERY_WEIGHTS: lists(queries, found.query_weights[asked]),
+            names.QUERY_OFFSETS: lists(offsets_of(found.served + 1), query_ends[per_user] - first),
+            names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * users, pa.timestamp("us")),
+        },
+        schema=USER_CLUSTERS,
+    )

@@ -1,0 +1,84 @@
+"""Topics: what all users share. One k-means over the items, and what each topic earned before Query Rewards began."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.cluster.vq import kmeans2, vq
+
+from bandit.errors import InvalidTableError
+from bandit.rewards.scheme import IMPRESSION, RewardScheme
+from bandit.settings.sections import ClusteringSettings
+from bandit.types import Floats, Floats32, Ints
+
+_SAMPLE = 50_000  # items that the centroids are fitted on
+_STEPS = 20
+_USER_STRENGTH = 8.0  # impressions that a user's mean is shrunk by
+_TOPIC_STRENGTH = 50.0  # impressions that a topic's history is shrunk by
+
+
+def item_topics(vectors: Floats32, file: Path, settings: ClusteringSettings) -> Ints:
+    """Topic of each item: the nearest of the centroids in `file`, which one k-means makes when there is none. Shape (items,).
+
+    The centroids are kept, so that topic numbers mean the same tomorrow: the model's topic means depend on it.
+
+    Raises: InvalidTableError when the kept centroids belong to embeddings of another dimension.
+    """
+    if file.exists():
+        centroids = np.load(file, allow_pickle=False)
+        if centroids.shape[1] != vectors.shape[1]:
+            raise InvalidTableError(
+                str(file), f"{centroids.shape[1]} dimensions, the embeddings have {vectors.shape[1]}; delete it to refit"
+            )
+    else:
+        rng = np.random.default_rng(settings.seed)
+        known = vectors[np.abs(vectors).sum(axis=1) > 0.0]
+        sample = known[rng.permutation(len(known))[:_SAMPLE]].astype(np.float64)
+        count = min(settings.topics, len(np.unique(sample, axis=0)))
+        centroids, _ = kmeans2(sample, count, iter=_STEPS, minit="++", rng=rng)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, centroids, allow_pickle=False)
+    return np.asarray(vq(vectors.astype(np.float64), centroids)[0], np.int64)
+
+
+def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: RewardScheme) -> Floats:
+    """How much better than their user's average the history's impressions of each topic were rewarded. Shape (max(topics) + 1,).
+
+    Users are centred first, because those who see much of a topic differ from those who do not. Zero for a topic without impressions;
+    all zero when the history names no impressions.
+
+    Args:
+        history: engagements, `impression` among the actions.
+        item_ids: items in the order of `topics`.
+        topics: topic of each item.
+        scheme: what each action is worth.
+
+    Unit: reward per impression.
+    """
+    result = np.zeros(int(topics.max()) + 1 if len(topics) else 0)
+    impressions = pc.equal(history["action"], IMPRESSION)
+    if not pc.any(impressions).as_py():
+        return result
+    weights = pa.array([scheme.weights.get(action, 0.0) for action in scheme.action_types])
+    code = pc.index_in(history["action"], pa.array(scheme.action_types))
+    rows = pa.table(
+        {
+            "user": history["user_id"],
+            "item": pc.index_in(history["item_id"], item_ids),
+            "worth": weights.take(code),
+            "shown": impressions,
+        }
+    ).drop_null()
+    shown = rows.group_by(["user", "item"]).aggregate([("worth", "sum"), ("shown", "max")]).filter(pc.field("shown_max"))
+    if not shown.num_rows:
+        return result
+    reward = np.clip(shown["worth_sum"].to_numpy(), scheme.minimum, scheme.maximum)
+    user = shown["user"].combine_chunks().dictionary_encode().indices.to_numpy()
+    total, seen = np.bincount(user, reward), np.bincount(user)
+    centred = reward - ((total + _USER_STRENGTH * reward.mean()) / (seen + _USER_STRENGTH))[user]
+    topic = topics[shown["item"].to_numpy()]
+    result += np.bincount(topic, centred, len(result)) / (np.bincount(topic, minlength=len(result)) + _TOPIC_STRENGTH)
+    return result

@@ -1,0 +1,1 @@
+"""Is a policy better? Off-policy evaluation, experiments, explanations."""

@@ -1,0 +1,290 @@
+"""Evaluate: what a policy would have earned on logged decisions, beside whether that number means anything; the log is streamed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bandit.errors import EmptyLogError, InvalidPropensityError, InvalidTableError, InvalidValueError
+from bandit.model.featurize import FEATURE_NAMES
+from bandit.model.linear_model import LinearModel
+from bandit.ope.diagnostics import audit, diagnose
+from bandit.ope.estimators import ESTIMATORS
+from bandit.ope.estimators.batch import BUCKETS, Batch, refuse_bad_propensities
+from bandit.ope.gate import Gate
+from bandit.ope.lift import differences
+from bandit.policy.logged_inputs import INPUTS
+from bandit.policy.policy_rows import ROW_POLICIES, Rows
+from bandit.rewards.scheme import RewardScheme
+from bandit.types import Floats, Ints
+from training.evaluation.result import Evaluation, Valued, conclude
+from training.models.outcomes import RATES, TOTALS, flat, left_out, padded, read_group
+
+LOGGED = "logged"  # the baseline that is what was really drawn from
+ROWS_AT_ONCE = 8192  # keeps the matrices of a batch in the processor's cache
+_MODEL_ROWS = 100_000  # decisions that the model of the reward is fitted on: it has two numbers
+_CELLS = ["drawn", "draws", "shown", "rewards"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A policy to value: its name, a model if it takes one, and what to call it. `LOGGED` is the policy that made each decision."""
+
+    label: str
+    policy: str
+    model: LinearModel | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """What it reads of the log beside quotas and caps."""
+        if self.policy == LOGGED:
+            return []
+        needs = ROW_POLICIES[self.policy]
+        return [*needs.inputs, *(["features", TOTALS] if needs.features else [])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Only:
+    """Which decisions count: those of one model version, and those later than what taught a model (UTC microseconds); all by default."""
+
+    model: str = ""
+    after: int = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """What it must be told by."""
+        return [*(["model_version"] if self.model else []), *(["decided_at"] if self.after else [])]
+
+    def notes(self) -> list[str]:
+        """What a reader should know of it."""
+        moment = datetime.fromtimestamp(self.after / 1e6, UTC)
+        return [f"only decisions after {moment:%Y-%m-%d %H:%M} count: those before taught a model"] if self.after else []
+
+    def mask(self, record: pa.RecordBatch) -> npt.NDArray[np.bool_] | None:
+        """Which rows count, None for all."""
+        if not self.columns:
+            return None
+        mask = np.ones(record.num_rows, np.bool_)
+        if self.model:
+            mask &= np.asarray(pc.equal(record["model_version"], self.model))
+        if self.after:
+            mask &= record["decided_at"].to_numpy() > self.after
+        return mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a worker process is told: the file, the target, the baseline, estimators, the model of the reward, the range of rewards."""
+
+    file: Path
+    target: Target
+    baseline: Target
+    estimators: tuple[str, ...]
+    reward_model: tuple[float, float]
+    scheme: RewardScheme
+    only: Only
+
+
+def evaluate_log(
+    file: Path,
+    target: Target,
+    baseline: Target,
+    gate: Gate,
+    scheme: RewardScheme,
+    *,
+    rng: np.random.Generator,
+    estimators: Sequence[str] = tuple(ESTIMATORS),
+    only: Only = Only(),
+    processes: int = 1,
+) -> Evaluation:
+    """Value a target on a file of outcomes.
+
+    Args:
+        file: as `join` writes it.
+        target: to be valued.
+        baseline: to be compared with.
+        gate: thresholds of the verdict.
+        scheme: declares the range of rewards.
+        rng: of the bootstrap.
+        estimators: which to report; the verdict rests on the doubly robust difference in any case.
+        only: which decisions count.
+        processes: that share the row groups.
+
+    Raises: EmptyLogError, InvalidTableError naming the row of a propensity, a quota sum or a reward that cannot be.
+    """
+    if not file.exists():
+        raise EmptyLogError("log of outcomes", f"{file}; run `query-rewards join` first")
+    with pq.ParquetFile(file) as source:
+        groups, notes, rows = source.num_row_groups, left_out(source), source.metadata.num_rows
+    if not rows:
+        raise EmptyLogError("log of outcomes", "; ".join([str(file), *notes]))
+    job = Job(
+        file=file,
+        target=target,
+        baseline=baseline,
+        estimators=tuple(estimators),
+        reward_model=fit_reward(file),
+        scheme=scheme,
+        only=only,
+    )
+    total: Valued | None = None
+    for part in _parts(job, groups, processes):
+        total = part if total is None else total + part
+    if total is None:
+        raise EmptyLogError("log of outcomes", str(file))
+    doubts = ["no decision is later than those that taught the models"] if only.after and not total.diagnostics.decisions else []
+    return conclude(total, target.label, baseline.label, gate, rng, [*notes, *only.notes()], doubts)
+
+
+def _parts(job: Job, groups: int, processes: int) -> Iterator[Valued]:
+    work = partial(value_groups, job)
+    if processes == 1 or groups == 1:
+        yield from (work([group]) for group in range(groups))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share this process' threads
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from pool.map(work, [[group] for group in range(groups)])
+
+
+def value_groups(job: Job, groups: list[int]) -> Valued:
+    """Sums over some row groups of the file."""
+    wanted = {"user_id", "k", "quotas", "caps", *_CELLS, RATES, *job.target.columns, *job.baseline.columns}
+    columns = [*wanted, *job.only.columns]
+    total: Valued | None = None
+    done = 0
+    for group in groups:
+        whole = read_group(job.file, group, columns)
+        users = _buckets(whole["user_id"])
+        mine = job.only.mask(whole)
+        for start in range(0, whole.num_rows, ROWS_AT_ONCE):
+            record, bucket = whole.slice(start, ROWS_AT_ONCE), users[start : start + ROWS_AT_ONCE]
+            if mine is not None:
+                kept = mine[start : start + ROWS_AT_ONCE]
+                record, bucket = record.filter(pa.array(kept)), bucket[kept]
+            try:
+                part = value_batch(record, bucket, job)
+            except InvalidPropensityError as error:
+                raise InvalidTableError(str(job.file), error.problem, column="quotas", row=done + error.row) from error
+            total, done = (part if total is None else total + part), done + record.num_rows
+    if total is None:
+        raise EmptyLogError("log of outcomes", str(job.file))
+    return total
+
+
+def value_batch(record: pa.RecordBatch, users: Ints, job: Job) -> Valued:
+    """Sums over one batch, whose users fall into these buckets: the quotas of both policies are computed here."""
+    width = int(pc.max(pc.list_value_length(record["quotas"])).as_py() or 1)
+    k = record["k"].to_numpy().astype(np.float64)
+    logged, caps = padded(record["quotas"], width), padded(record["caps"], width)
+    row = np.repeat(np.arange(len(record)), record["drawn"].value_lengths().to_numpy())
+    place, count, reward = flat(record["drawn"]).astype(np.int64), flat(record["draws"]).astype(np.float64), flat(record["rewards"])
+    draws = np.zeros_like(logged)
+    draws[row, place] = count
+    refuse_bad_propensities(logged, draws, caps, np.minimum(k, caps.sum(axis=1)))
+    _refuse_bad_rewards(record, row, reward, job)
+    intercept, slope = job.reward_model
+    predicted = np.where(caps > 0.0, intercept + slope * padded(record[RATES], width), 0.0)
+    quotas = [logged if one.policy == LOGGED else planned(record, one, caps, k) for one in (job.target, job.baseline)]
+
+    def batch(wanted: Floats) -> Batch:
+        return Batch(
+            queries=wanted.sum(axis=1),
+            users=users,
+            row=row,
+            weight=wanted[row, place] / logged[row, place],
+            draws=count,
+            reward=reward,
+            direct=(wanted * predicted).sum(axis=1),
+            predicted=predicted[row, place],
+        )
+
+    target, baseline = (batch(wanted) for wanted in quotas)
+    return Valued(
+        target={name: ESTIMATORS[name].observe(target) for name in job.estimators},
+        baseline={name: ESTIMATORS[name].observe(baseline) for name in job.estimators},
+        difference=differences(ESTIMATORS["dr"], target, baseline),
+        diagnostics=diagnose(target, logged, quotas[0]),
+        audit=audit(logged, draws),
+    )
+
+
+def planned(record: pa.RecordBatch, target: Target, caps: Floats, k: Floats) -> Floats:
+    """Quotas that a policy would have given the logged decisions, (rows, n)."""
+    policy, width = ROW_POLICIES[target.policy], caps.shape[1]
+    totals: Mapping[str, Floats] = {}
+    features = None
+    if policy.features:
+        matrix = flat(record[TOTALS]).reshape(-1, len(INPUTS))
+        totals = {name: matrix[:, place] for place, name in enumerate(INPUTS)}
+        features = padded(record["features"], width * len(FEATURE_NAMES)).reshape(-1, width, len(FEATURE_NAMES)).astype(np.float32)
+    rows = Rows(caps=caps, k=k, inputs={name: padded(record[name], width) for name in policy.inputs}, totals=totals, features=features)
+    return policy.plan(rows, target.model)[1]
+
+
+def _refuse_bad_rewards(record: pa.RecordBatch, row: Ints, reward: Floats, job: Job) -> None:
+    shown = flat(record["shown"]).astype(np.float64)
+    low, high = shown * job.scheme.minimum, shown * job.scheme.maximum
+    bad = ~((reward >= low - 1e-9) & (reward <= high + 1e-9))
+    if bad.any():
+        place = int(np.argmax(bad))
+        decision = record["decision_id"][int(row[place])].as_py() if "decision_id" in record.schema.names else f"row {int(row[place])}"
+        problem = f"{reward[place]:g} over {shown[place]:g} impressions in {decision}, expected within [{low[place]:g}, {high[place]:g}]"
+        raise InvalidTableError(str(job.file), problem, column="rewards")
+
+
+def fit_reward(file: Path) -> tuple[float, float]:
+    """Intercept and slope of the reward of a draw against the cluster's shrunk rate, by least squares: the model of dm, dr and switch.
+
+    Two numbers, from as many decisions as the first row groups hold: too few to fit noise.
+    """
+    moments, seen = np.zeros((2, 2)), 0
+    right = np.zeros(2)
+    with pq.ParquetFile(file) as source:
+        groups = source.num_row_groups
+    for group in range(groups):
+        record = read_group(file, group, [RATES, "drawn", "draws", "rewards"])
+        lengths = record[RATES].value_lengths().to_numpy()
+        starts = np.cumsum(lengths) - lengths
+        row = np.repeat(np.arange(len(record)), record["drawn"].value_lengths().to_numpy())
+        rate = flat(record[RATES])[starts[row] + flat(record["drawn"]).astype(np.int64)].astype(np.float64)
+        draws = flat(record["draws"]).astype(np.float64)
+        x = np.stack((np.ones_like(rate), rate), axis=1)
+        moments += (x * draws[:, None]).T @ x
+        right += x.T @ flat(record["rewards"])
+        seen += len(record)
+        if seen >= _MODEL_ROWS:
+            break
+    intercept, slope = np.linalg.lstsq(moments, right, rcond=1e-9)[0].tolist() if moments[0, 0] else (0.0, 0.0)
+    return intercept, slope
+
+
+def _buckets(users: pa.Array) -> Ints:
+    """Bucket of each row's user: a user falls into the same one in every file and on every machine."""
+    names = users.dictionary.to_pylist()
+    buckets = np.array([zlib.crc32(name.encode()) % BUCKETS for name in names], np.int64)
+    return np.asarray(buckets[users.indices.to_numpy()], np.int64)
+
+
+def target_of(policy: str, version: str, load: Callable[[str], LinearModel]) -> Target:
+    """The target that a command line names.
+
+    Raises: InvalidValueError for an unknown policy, or a bandit without a version.
+    """
+    if version:
+        return Target(label=f"model {version}", policy="bandit", model=load(version))
+    if policy == LOGGED or (policy in ROW_POLICIES and policy != "bandit"):
+        return Target(label=policy, policy=policy)
+    expected = f"one of {sorted({*ROW_POLICIES, LOGGED} - {'bandit'})}, or a model version for the bandit"
+    raise InvalidValueError("policy", expected=expected, received=policy)

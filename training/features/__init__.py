@@ -1,0 +1,1 @@
+"""From logs to the feature views, offline and online."""

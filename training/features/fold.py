@@ -1,0 +1,218 @@
+"""Fold: feedback and decision logs to each user's decayed sums, as one snapshot of `cluster_rewards`.
+
+S(T) = sum of r_e * 2^(-(T - t_e) / h) over events e. Each term depends on its own time only: order does not matter, late events need
+no special case, two partial sums merge by addition, and moving T is one multiplication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.rewards.decay import HalfLives
+from bandit.rewards.feedback import FUTURE_TOLERANCE
+from bandit.rewards.scheme import IMPRESSION, RewardScheme
+from bandit.settings.load import Settings
+from feature_repo import names
+from training.logs.engine import engine, epoch_us, once
+from training.logs.lineage import Lineage, credited, read_lineage
+from training.logs.schemas import CLUSTER_REWARDS, DECISIONS, EVENTS, FEEDBACK, RECLUSTERINGS
+from training.logs.tables import log_files, may_be_null, read_table, write_table
+
+_ACTION = "action:"  # prefix of the decayed count of one action type, one column each until rows become arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """What a fold did: users written, clusters in them, events counted once."""
+
+    users: int
+    clusters: int
+    events: int
+    as_of: int
+    file: str
+
+
+def sums(
+    events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives, scheme: RewardScheme, lineage: Lineage | None = None
+) -> ir.Table:
+    """Decayed sums of each (user_id, cluster_id) at time `as_of`, one row each.
+
+    Args:
+        events: `Feedback` rows; the same event_id counts once, events after `as_of` not at all.
+        draws: one row per drawn query: user_id, cluster_id, drawn_at (timestamp).
+        as_of: reference time, UTC microseconds.
+        half_lives: session and long.
+        scheme: weights of the action types.
+        lineage: reclusterings of the users who have some; each term goes where its cluster went, in the same shares.
+
+    Returns: user_id, cluster_id, the five sums, one decayed count per action type, last_impression_at (microseconds, 0 for never) and
+    `events`, the number of rows counted.
+    """
+    unique = once(events.select("event_id", "user_id", "cluster_id", "action", "occurred_at"))
+    weight = ibis.cases(*((unique.action == action, float(w)) for action, w in scheme.weights.items()), else_=0.0)
+    happened = unique.select("user_id", "cluster_id", "action", at=epoch_us(unique.occurred_at), reward=weight)
+    drawn = draws.select("user_id", "cluster_id", action=ibis.literal(_DRAW), at=epoch_us(draws.drawn_at), reward=ibis.literal(0.0))
+    rows = happened.union(drawn).filter(lambda t: t.at <= as_of)
+    if lineage:
+        rows = credited(rows, lineage)
+
+    def faded(half_life: int) -> ir.FloatingColumn:
+        factor = ibis.literal(2.0) ** ((rows.at - as_of) / float(half_life))
+        return factor * rows.share if lineage else factor
+
+    rows = rows.mutate(session=faded(half_lives.session), long=faded(half_lives.long))
+    shown, is_draw = rows.action == IMPRESSION, rows.action == _DRAW
+    counts = {_ACTION + action: rows.long.sum(where=rows.action == action).fill_null(0.0) for action in scheme.action_types}
+    return rows.group_by("user_id", "cluster_id").agg(
+        **{
+            names.IMPRESSIONS_SESSION: rows.session.sum(where=shown).fill_null(0.0),
+            names.REWARD_SESSION: (rows.session * rows.reward).sum(),
+            names.IMPRESSIONS_LONG: rows.long.sum(where=shown).fill_null(0.0),
+            names.REWARD_LONG: (rows.long * rows.reward).sum(),
+            names.DRAWS_SESSION: rows.session.sum(where=is_draw).fill_null(0.0),
+            **counts,
+            names.LAST_IMPRESSION_AT: rows.at.max(where=shown).fill_null(0),
+            EVENTS: rows.count(where=rows["first"]) if lineage else rows.count(),
+        }
+    )
+
+
+_DRAW = "\N{SYMBOL FOR NULL}draw"  # no action type of the settings can bear it
+
+
+def merge(left: ir.Table, right: ir.Table) -> ir.Table:
+    """Sums of two disjoint parts of the log, at the same `as_of`: their addition."""
+    both = left.union(right)
+    added = {name: both[name].sum() for name in both.columns if name not in {"user_id", "cluster_id", names.LAST_IMPRESSION_AT}}
+    return both.group_by("user_id", "cluster_id").agg(**added, **{names.LAST_IMPRESSION_AT: both[names.LAST_IMPRESSION_AT].max()})
+
+
+def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> pa.Table:
+    """The rows that Feast reads: one per user, in order of user_id.
+
+    Arrays are in order of cluster_id; counts are flattened, (clusters x action types).
+
+    The engine sorts, and the arrays are cut out of the sorted columns: ordered lists of ten columns at once took all of the memory
+    (`benchmarks/fold_vs_sql.py`).
+    """
+    table = cluster_sums.order_by("user_id", "cluster_id").to_pyarrow()
+    users = table["user_id"].combine_chunks()
+    changes = pc.not_equal(users.slice(1), users.slice(0, max(len(users) - 1, 0))).to_numpy(zero_copy_only=False)
+    starts = np.concatenate(([0] if len(users) else [], np.flatnonzero(changes) + 1)).astype(np.int32)
+    offsets = np.append(starts, np.int32(len(users)))
+
+    def lists(values: pa.Array, each: int = 1) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets * np.int32(each)), values)
+
+    def column(name: str) -> pa.Array:
+        return table[name].combine_chunks()
+
+    flat = np.stack([table[_ACTION + action].to_numpy() for action in action_types], axis=1).ravel()
+    per_user = len(starts)
+    return pa.table(
+        {
+            "user_id": users.take(pa.array(starts)),
+            names.CLUSTER_IDS: lists(column("cluster_id")),
+            **{name: lists(column(name)) for name in [*names.SUMS, names.LAST_IMPRESSION_AT]},
+            names.ACTION_SUMS: lists(pa.array(flat), len(action_types)),
+            EVENTS: pa.array(np.add.reduceat(table[EVENTS].to_numpy(), starts) if per_user else [], pa.int64()),
+            names.ACTION_TYPES: pa.array([list(action_types)] * per_user, pa.list_(pa.string())),
+            names.AS_OF: pa.array(np.full(per_user, as_of), pa.int64()),
+            names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * per_user, pa.timestamp("us")),
+        }
+    )
+
+
+def read_draws(connection: ibis.BaseBackend, folder: Path, extra: pa.Table | None = None) -> ir.Table:
+    """One row per drawn query of the decision log: user_id, cluster_id, drawn_at; none when there is no log yet.
+
+    Args:
+        connection: the engine.
+        folder: of the log.
+        extra: decisions beside those of the log, `DECISIONS` rows; the same decision_id counts once.
+    """
+    columns = ["decision_id", "user_id", "decided_at", "queries"]
+    decisions = ibis.memtable((extra if extra is not None else DECISIONS.empty_table()).select(columns))
+    with contextlib.suppress(EmptyLogError):
+        decisions = connection.read_parquet(log_files(folder, "decision log", DECISIONS)).select(columns).union(decisions)
+    decisions = decisions.distinct(on="decision_id")
+    queries = decisions.select("user_id", "decided_at", query=decisions.queries.unnest())
+    return queries.select("user_id", cluster_id=queries.query.cluster_id, drawn_at=queries.decided_at)
+
+
+def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
+    """Write the snapshot of `cluster_rewards` at `as_of`: the users with events that no earlier snapshot has counted.
+
+    Users without news need no row: their sums only fade, and serving moves those to the time of the request.
+
+    Raises: EmptyLogError, InvalidTableError (unknown action, null, naive or future time).
+    """
+    files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
+    scheme = settings.reward.scheme()
+    lineage = read_lineage(settings, as_of)
+    connection = engine()
+    events = connection.read_parquet(files).select(FEEDBACK.names)
+    _check_events(events, files, scheme.action_types, now)
+    draws = read_draws(connection, settings.data_path / "decisions")
+    cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme, lineage=lineage)
+    table = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
+    gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
+    table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
+    folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
+    news = table.filter(_unseen(connection, folder, table, as_of))
+    file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
+    if news.num_rows or not file.parent.exists():
+        write_table(news, file)
+    return Folded(
+        users=news.num_rows,
+        clusters=pc.sum(pc.list_value_length(news[names.CLUSTER_IDS])).as_py() or 0,
+        events=pc.sum(table[EVENTS]).as_py() or 0,
+        as_of=as_of,
+        file=str(file),
+    )
+
+
+def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: int) -> pa.Array:
+    """Mask of the users whose number of events, or of reclusterings, differs from their newest earlier snapshot."""
+    seen: dict[str, tuple[int, int]] = {}
+    if any(folder.glob("*.parquet")):
+        past = connection.read_parquet(str(folder / "*.parquet"), union_by_name=True)
+        if RECLUSTERINGS not in past.columns:
+            past = past.mutate(**{RECLUSTERINGS: ibis.literal(0)})
+        past = past.filter(past[names.AS_OF] < as_of)
+        newest = past.group_by("user_id").agg(
+            events=past[EVENTS].argmax(past[names.AS_OF]),
+            reclusterings=past[RECLUSTERINGS].fill_null(0).argmax(past[names.AS_OF]),
+        )
+        columns = newest.to_pyarrow().to_pydict()
+        seen = dict(zip(columns["user_id"], zip(columns["events"], columns["reclusterings"], strict=True), strict=True))
+    rows = zip(*(table[name].to_pylist() for name in ("user_id", EVENTS, RECLUSTERINGS)), strict=True)
+    return pa.array([seen.get(user) != (events, reclusterings) for user, events, reclusterings in rows], pa.bool_())
+
+
+def _check_events(events: ir.Table, files: Sequence[str], actions: Sequence[str], now: int) -> None:
+    """One cheap aggregate over the log; only when it finds something are the files read one by one for the place."""
+    problems = (
+        events.aggregate(
+            nulls=ibis.or_(*(events[column].isnull() for column in [*may_be_null(files, FEEDBACK.names), "occurred_at"])).sum(),
+            unknown=events.action.notin(list(actions)).sum(),
+            latest=epoch_us(events.occurred_at.max()),
+        )
+        .to_pyarrow()
+        .to_pylist()[0]
+    )
+    if problems["nulls"] or problems["unknown"] or (problems["latest"] or 0) > now + FUTURE_TOLERANCE:
+        for file in files:
+            read_table(file, FEEDBACK, now=now, actions=actions)
+        raise InvalidTableError(files[0], "the feedback log changed while it was read")

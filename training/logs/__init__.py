@@ -1,0 +1,1 @@
+"""The Parquet logs: schemas, reading, writing, archiving."""

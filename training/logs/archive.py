@@ -1,0 +1,220 @@
+"""Archive: entries of Redis' streams to the Parquet logs. Written first, trimmed afterwards: a crash repeats rows but loses none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import redis
+
+from bandit.model.linear_model import sha256
+from bandit.records import Decision, Feedback
+from bandit.rewards.feedback import DECODE_ERRORS, FUTURE_TOLERANCE, Intake
+from bandit.rewards.lineage import Reclustering
+from bandit.settings.load import Settings
+from feature_repo import names
+from feature_repo.connection import connect, translated
+from feature_repo.partitions import partition
+from training.logs.decisions import decision_table, read_decision
+from training.logs.feedback import feedback_table
+from training.logs.schemas import DEAD_LETTERS
+from training.logs.tables import write_table
+
+_READ_AT_ONCE = 1000
+_ROWS_PER_FILE = 50_000
+_DECISIONS = names.DECISIONS_KEY.rpartition(":")[2]
+_RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
+_reclustering = msgspec.msgpack.Decoder(Reclustering)
+_RECORD_KEPT = 64 * 1024  # bytes of a dead record that are kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A record that cannot be counted, where it stood, and why."""
+
+    stream: str
+    entry_id: str
+    record: bytes
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Entries that go to Parquet together; `positions` is the last entry of each stream."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    feedback: list[Feedback] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    positions: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Rows to write."""
+        return len(self.decisions) + len(self.feedback) + len(self.dead)
+
+    def add(self, stream: str, entry_id: str, held: Decision | Feedback | Reclustering | str, record: bytes) -> None:
+        """Put an entry where it belongs: `held` is what its record holds, or why it cannot be counted. Lineage has a log of its own."""
+        self.positions[stream] = entry_id
+        if isinstance(held, Feedback):
+            self.feedback.append(held)
+        elif isinstance(held, Decision):
+            self.decisions.append(held)
+        elif isinstance(held, str):
+            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=held))
+
+    def extend(self, later: Batch) -> None:
+        """Take the entries of a batch that came after this one."""
+        self.decisions += later.decisions
+        self.feedback += later.feedback
+        self.dead += later.dead
+        self.positions |= later.positions
+
+    def write(self, data: Path) -> None:
+        """Leave the rows on disk, in a folder for each day of arrival. Files are named by what they hold, so that none replaces another."""
+        arrived = max((arrival(position) for position in self.positions.values()), default=0)
+        for log, ids, table in (
+            ("decisions", [decision.decision_id for decision in self.decisions], decision_table),
+            ("feedback", [event.event_id for event in self.feedback], feedback_table),
+            ("dead_letters/stream", [letter.stream + letter.entry_id for letter in self.dead], _dead_letter_table),
+        ):
+            rows = getattr(self, log.partition("_")[0])
+            if rows:
+                write_table(table(rows), data / log / _file_name(arrived, ids))
+
+    def trim(self, client: redis.Redis) -> None:
+        """Remove what was written from the streams."""
+        pipeline = client.pipeline(transaction=False)
+        for stream, entry_id in self.positions.items():
+            pipeline.xtrim(stream, minid=after(entry_id), approximate=False)
+        pipeline.execute()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """Rows that a move wrote to each log."""
+
+    decisions: int = 0
+    feedback: int = 0
+    dead_letters: int = 0
+
+
+def move_logs(settings: Settings) -> Moved:
+    """Move every decision and event to the Parquet logs, in files of bounded size.
+
+    With `stream.enabled` the stream does that, and this moves nothing. Without, a state that a stream once left is forgotten: it has not
+    seen what is moved here, and is made anew from the logs when a stream starts again.
+
+    Raises: DependencyAwayError.
+    """
+    if settings.stream.enabled:
+        return Moved()
+    client = connect(settings.redis_url)
+    moved, batch = Moved(), Batch()
+
+    def put_away() -> None:
+        nonlocal moved, batch
+        batch.write(settings.data_path)
+        batch.trim(client)
+        moved = Moved(
+            decisions=moved.decisions + len(batch.decisions),
+            feedback=moved.feedback + len(batch.feedback),
+            dead_letters=moved.dead_letters + len(batch.dead),
+        )
+        batch = Batch()
+
+    intake = settings.intake()
+    with translated(settings.redis_url):
+        client.delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
+        for stream, entry_id, fields in _entries(client):
+            batch.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), fields.get(_RECORD, b""))
+            if len(batch) >= _ROWS_PER_FILE:
+                put_away()
+        put_away()
+    return moved
+
+
+def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
+    """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
+    held: Decision | Feedback | Reclustering | str
+    if stream.endswith(_DECISIONS):
+        held, key = read_decision(fields.get(_RECORD, b""), arrival(entry_id)), names.DECISIONS_KEY
+    elif _LINEAGE in fields:
+        try:
+            held, key = _reclustering.decode(fields[_LINEAGE]), names.FEEDBACK_KEY
+        except DECODE_ERRORS as error:
+            return f"not a reclustering: {error}"
+    else:
+        held, key = intake.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
+    if not isinstance(held, str) and stream != key % partition(held.user_id):
+        return "user_id: its events belong to another partition"
+    return held
+
+
+def arrival(entry_id: str) -> int:
+    """When an entry came to Redis, UTC microseconds: its id begins with that."""
+    return int(entry_id.partition("-")[0]) * 1000
+
+
+def after(entry_id: str) -> str:
+    """The least id that is greater."""
+    milliseconds, sequence = entry_id.split("-")
+    return f"{milliseconds}-{int(sequence) + 1}"
+
+
+def compact(settings: Settings, *, now: int) -> int:
+    """Put the files of each past day into one, every event and decision once; returns the number of files that went.
+
+    The whole is on disk before its parts are removed: a crash in between leaves rows twice, which count once.
+    """
+    removed = 0
+    today = datetime.fromtimestamp((now - FUTURE_TOLERANCE) / 1e6, UTC).date().isoformat()
+    for log, key in (("decisions", "decision_id"), ("feedback", "event_id")):
+        for day in sorted((settings.data_path / log).glob("????-??-??")):
+            files = sorted(day.glob("*.parquet"))
+            if day.name >= today or len(files) < 2:
+                continue
+            table = pa.concat_tables([pq.read_table(file) for file in files])
+            table = table.take(_first_of_each(table[key])).sort_by(key)
+            write_table(table, day / f"day-{sha256(''.join(file.name for file in files).encode())[:16]}.parquet")
+            for file in files:
+                file.unlink()
+            removed += len(files) - 1
+    return removed
+
+
+def _first_of_each(keys: pa.ChunkedArray) -> pa.Array:
+    rows = pa.table({"key": keys, "row": pa.array(range(len(keys)))}).group_by("key").aggregate([("row", "min")])
+    return rows["row_min"].combine_chunks()
+
+
+def _entries(client: redis.Redis) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
+    for number in range(names.PARTITIONS):
+        for stream in (names.DECISIONS_KEY % number, names.FEEDBACK_KEY % number):
+            for entries in stream_entries(client, stream):
+                for entry_id, fields in entries:
+                    yield stream, entry_id.decode(), fields
+
+
+def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterator[list[tuple[bytes, dict[bytes, bytes]]]]:
+    """Entries of a stream from its beginning to `last`, piece by piece."""
+    start = "-"
+    while True:
+        entries = client.xrange(stream, min=start, max=last, count=_READ_AT_ONCE)
+        if entries:
+            yield entries
+        if len(entries) < _READ_AT_ONCE:
+            return
+        start = "(" + entries[-1][0].decode()
+
+
+def _file_name(arrived: int, ids: Sequence[str]) -> str:
+    moment = datetime.fromtimestamp(arrived / 1e6, UTC)
+    return f"{moment:%Y-%m-%d}/{moment:%H%M%S}-{sha256(chr(0).join(ids).encode())[:16]}.parquet"
+
+
+def _dead_letter_table(letters: Sequence[DeadLetter]) -> pa.Table:
+    return pa.Table.from_pylist([{name: getattr(letter, name) for name in DEAD_LETTERS.names} for letter in letters], DEAD_LETTERS)

@@ -1,0 +1,1 @@
+"""From joined logs to the model that serves."""

@@ -1,0 +1,173 @@
+"""Train: training rows to a candidate model, recorded in MLflow as a new version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ibis
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
+from bandit.model.learning import Examples, learn
+from bandit.model.linear_model import LinearModel, Manifest, sha256
+from bandit.model.vowpal import Learner
+from bandit.rewards.prior import fit_prior
+from bandit.settings.load import Settings
+from bandit.types import Prior
+from feature_repo import names
+from training.logs.engine import engine
+from training.models.join import examples_file
+from training.models.registry import ModelRegistry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A candidate: its version in the registry, and what it was learned from."""
+
+    version: str
+    sha256: str
+    rows: int
+    impressions: float
+    mean_reward: float
+    residual_rmse: float
+
+
+def train(settings: Settings, *, as_of: int) -> Trained:
+    """Learn a candidate from the joined rows, and register it. A draw that brought no impression says nothing.
+
+    Where a gate is to judge the model, the newest rows are left alone (`training.held_out`): it is judged on what it has not seen.
+
+    Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows, LearnerError.
+    """
+    registry = ModelRegistry(settings)
+    examples = read_examples(settings)
+    if settings.gate.mode == "enforce":
+        examples, _ = hold_out(examples, settings.training.held_out)
+    model = candidate(settings, examples, as_of=as_of)
+    metrics = metrics_of(model, examples)
+    known = _newest(registry)
+    if known is not None and _learned_from(known[1].manifest) == _learned_from(model.manifest):
+        version, model = known
+    else:
+        version = registry.add(model, metrics)
+    return Trained(
+        version=version,
+        sha256=sha256(model.to_bytes()),
+        rows=len(examples),
+        impressions=metrics["impressions"],
+        mean_reward=metrics["mean_reward"],
+        residual_rmse=metrics["residual_rmse"],
+    )
+
+
+def read_examples(settings: Settings) -> Examples:
+    """The joined rows that brought impressions, in order of their decisions.
+
+    Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows.
+    """
+    file = examples_file(settings)
+    if not file.exists():
+        raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
+    table = pq.read_table(file, columns=["features", "impressions", "reward", "decided_at", "mode", "arm"])
+    table = table.filter(pc.and_(pc.greater(table["impressions"], 0), _learnable(table, settings)))
+    rows, minimum = table.num_rows, settings.training.minimum_rows
+    if rows < minimum:
+        raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
+    return Examples(
+        features=pc.list_flatten(table["features"]).to_numpy().astype(np.float32, copy=False).reshape(rows, -1),
+        reward=table["reward"].to_numpy(),
+        impressions=table["impressions"].to_numpy().astype(np.float64),
+        decided_at=table["decided_at"].cast("int64").to_numpy(),
+    )
+
+
+def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
+    """Rows to learn from, and the newest `share` of the rows to judge by; a decision's rows stay together."""
+    split = int(np.searchsorted(examples.decided_at, examples.decided_at[int((1.0 - share) * (len(examples) - 1))]))
+    return examples.part(0, split), examples.part(split, len(examples))
+
+
+def candidate(settings: Settings, examples: Examples, *, as_of: int) -> LinearModel:
+    """A model of these rows, with the prior of `as_of`. Raises: LearnerError."""
+    learner = Learner(
+        options=settings.training.learner_options,
+        seed=settings.training.seed,
+        timeout_seconds=settings.training.timeout_seconds,
+    )
+    return learn(examples, population_prior(settings, as_of=as_of), settings.policy.exploration(), learner)
+
+
+def metrics_of(model: LinearModel, examples: Examples) -> dict[str, float]:
+    """What is recorded of a training beside the model."""
+    left = examples.residual - model.predict(examples.features)
+    return {
+        "rows": float(len(examples)),
+        "impressions": float(examples.impressions.sum()),
+        "mean_reward": float(examples.reward.sum() / examples.impressions.sum()),
+        "residual_rmse": float(np.sqrt((left**2).mean())),
+    }
+
+
+def _learnable(table: pa.Table, settings: Settings) -> pa.Array:
+    """Mask of the rows that a model may learn from: not what is only logged, and not what an arm without the model brought."""
+    mask = pc.not_equal(table["mode"], "log_only")
+    if settings.experiment.arms and settings.experiment.learn_from == "bandit":
+        other = [name for name, arm in settings.experiment.arms.items() if arm.policy != "bandit"]
+        mask = pc.and_(mask, pc.invert(pc.is_in(table["arm"], pa.array(other, pa.string()))))
+    return mask
+
+
+def _newest(registry: ModelRegistry) -> tuple[str, LinearModel] | None:
+    """The version registered last, None when there is none that can be read."""
+    version = registry.newest()
+    try:
+        return (version, registry.load(version)) if version is not None else None
+    except CorruptModelError:
+        return None
+
+
+def _learned_from(manifest: Manifest) -> tuple[object, ...]:
+    """What tells two trainings apart: the prior fades with the clock, so a model of the same rows is the same model."""
+    window = manifest.trained_from, manifest.trained_until, manifest.rows
+    return manifest.feature_version, window, manifest.learner, manifest.weights_sha256, manifest.prior_strength, manifest.exploration
+
+
+def population_prior(settings: Settings, *, as_of: int) -> Prior:
+    """Global and topic means over all users' newest sums, each decayed from its own reference time to `as_of`.
+
+    Clusters that are no longer in `user_clusters` count towards the global mean only.
+    """
+    rewards = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
+    clusters = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    strength = settings.policy.prior_strength
+    if not clusters.exists() or not any(rewards.glob("*.parquet")):
+        return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
+    connection = engine()
+    sums = connection.read_parquet(str(rewards / "*.parquet")).filter(ibis._[names.AS_OF] <= as_of)
+    newest = sums.group_by("user_id").agg(
+        **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
+        age=as_of - sums[names.AS_OF].max(),
+    )
+    newest = newest.mutate(place=ibis.range(0, newest[names.CLUSTER_IDS].length())).unnest("place")
+    factor = ibis.literal(2.0) ** (-newest.age / float(settings.reward.half_lives().long))
+    evidence = newest.select(
+        "user_id",
+        cluster_id=newest[names.CLUSTER_IDS][newest.place],
+        impressions=newest[names.IMPRESSIONS_LONG][newest.place] * factor,
+        reward=newest[names.REWARD_LONG][newest.place] * factor,
+    )
+    profiles = connection.read_parquet(str(clusters)).select("user_id", names.CLUSTER_IDS, names.TOPIC_IDS)
+    profiles = profiles.mutate(place=ibis.range(0, profiles[names.CLUSTER_IDS].length())).unnest("place")
+    topics = profiles.select(
+        "user_id", cluster_id=profiles[names.CLUSTER_IDS][profiles.place], topic=profiles[names.TOPIC_IDS][profiles.place]
+    )
+    joined = evidence.left_join(topics, ["user_id", "cluster_id"])
+    by_topic = joined.group_by("topic").agg(impressions=joined.impressions.sum(), reward=joined.reward.sum()).order_by("topic").to_pyarrow()
+    topic = by_topic["topic"].fill_null(_NO_TOPIC).to_numpy()
+    return fit_prior(topic, by_topic["reward"].to_numpy(), by_topic["impressions"].to_numpy(), strength)
+
+
+_NO_TOPIC = -1
