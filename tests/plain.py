@@ -10,7 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
-COMPILED = sorted(f"{file.parent.name}.{file.stem}" for package in ("bandit", "serving") for file in (ROOT / package).glob("*.pxd"))
+COMPILED = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts) for package in ("bandit", "serving") for file in (ROOT / package).rglob("*.pxd")
+)
 
 
 @cache
