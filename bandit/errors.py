@@ -59,15 +59,15 @@ class EmptyLogError(QueryRewardsError, LookupError):
         super().__init__(f"the {log} is empty: no rows found in {place}")
 
 
-class DependencyAwayError(QueryRewardsError, ConnectionError):
+class DependencyUnavailableError(QueryRewardsError, ConnectionError):
     """A service that this call needs does not answer."""
 
     def __init__(self, service: str, place: str, reason: str) -> None:
         self.service, self.place, self.reason = service, place, reason
-        super().__init__(f"{service} at {place} is away: {reason}")
+        super().__init__(f"{service} at {place} is unavailable: {reason}")
 
 
-class TooLateError(DependencyAwayError):
+class DeadlineExceededError(DependencyUnavailableError):
     """Nor is there time to do without the service: too many others wait."""
 
 

@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from bandit.errors import DependencyAwayError
+from bandit.errors import DependencyUnavailableError
 
 TIMEOUT_SECONDS = 10.0
 
@@ -23,7 +23,7 @@ def client_of(url: str, *, timeout: float) -> redis.Redis:
 def connect(url: str, *, timeout: float = TIMEOUT_SECONDS) -> redis.Redis:
     """A client of a Redis that answers.
 
-    Raises: DependencyAwayError when nothing answers.
+    Raises: DependencyUnavailableError when nothing answers.
     """
     client = client_of(url, timeout=timeout)
     with translated(url):
@@ -33,14 +33,16 @@ def connect(url: str, *, timeout: float = TIMEOUT_SECONDS) -> redis.Redis:
 
 @contextlib.contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Whatever Redis refuses inside the `with` block is our DependencyAwayError, which names the server and its answer."""
+    """Whatever Redis refuses inside the `with` block is our DependencyUnavailableError, which names the server and its answer."""
     try:
         yield
     except redis.RedisError as error:
         raise away(url, error) from error
 
 
-def away(url: str, error: Exception | str, kind: type[DependencyAwayError] = DependencyAwayError) -> DependencyAwayError:
+def away(
+    url: str, error: Exception | str, kind: type[DependencyUnavailableError] = DependencyUnavailableError
+) -> DependencyUnavailableError:
     """Our error for a Redis that does not answer."""
     return kind("Redis", without_password(url), str(error))
 

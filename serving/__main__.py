@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from bandit.errors import BacklogFullError, DependencyAwayError, InvalidSettingError, InvalidTableError, QueryRewardsError
+from bandit.errors import BacklogFullError, DependencyUnavailableError, InvalidSettingError, InvalidTableError, QueryRewardsError
 from bandit.records import Feedback
 from bandit.settings.load import DEFAULT_FILE
 from serving.feedback_log import FeedbackLog
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             serve(given.settings)
             return 0
         return _feedback(given.file, given.settings, as_json=given.json)
-    except (DependencyAwayError, BacklogFullError) as error:
+    except (DependencyUnavailableError, BacklogFullError) as error:
         return _fail(error, AWAY)
     except InvalidSettingError as error:
         return _fail(error, USAGE)

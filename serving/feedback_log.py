@@ -89,8 +89,8 @@ class FeedbackLog:
             now: UTC microseconds, to judge times by; the clock if None.
             wait_seconds: how long to wait while a partition's backlog is full.
 
-        Raises: BacklogFullError when it stays full: nothing was taken. DependencyAwayError: events may have been taken or not. In both
-            cases recording the same events again loses nothing and counts nothing twice.
+        Raises: BacklogFullError when it stays full: nothing was taken. DependencyUnavailableError: events may have been taken or not. In
+            both cases recording the same events again loses nothing and counts nothing twice.
         """
         now = time.time_ns() // 1000 if now is None else now
         taken: list[tuple[str, bytes]] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from bandit.errors import DependencyAwayError, InvalidValueError
+from bandit.errors import DependencyUnavailableError, InvalidValueError
 from bandit.policy import quotas
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo.connection import client_of
@@ -26,7 +26,7 @@ from serving.steps import Going, Steps, onward, onward_together
 
 log = logging.getLogger(__name__)
 
-# Shares of the deadline. One caller after the other finds that Redis is away, so that there is time left to answer each without it.
+# Shares of the deadline. One caller after the other finds that Redis is unavailable, so that there is time left to answer each without it.
 _PATIENCE_SHARE = 0.5  # that one exchange may take
 _READ_SHARE = 0.75  # that may have passed when the features are there
 _LOG_SHARE = 0.9  # that may have passed when the log has answered
@@ -55,7 +55,7 @@ class QuerySelector:
     def open(cls, path: str | Path = DEFAULT_FILE) -> Self:
         """Read the settings file and connect.
 
-        Raises: InvalidSettingError, DependencyAwayError when Redis does not answer, FeatureStoreError when nothing was applied yet.
+        Raises: InvalidSettingError, DependencyUnavailableError when Redis does not answer, FeatureStoreError when nothing was applied yet.
         """
         if quotas.__file__.endswith(".py"):
             log.warning("the loops of a request are not compiled: there was no C compiler at installation, and `select` takes longer")
@@ -131,7 +131,7 @@ class QuerySelector:
                 answer: Any
                 try:
                     (answer,) = turn.exchange(command, 1, deadline, request.prepare)
-                except DependencyAwayError as error:
+                except DependencyUnavailableError as error:
                     answer = error
                 try:
                     command, deadline = onward(run, answer), request.started + _LOG_SHARE * self._deadline
@@ -162,7 +162,7 @@ class QuerySelector:
                 answer: Any
                 try:
                     (answer,) = await turn.exchange(command, 1, deadline)
-                except DependencyAwayError as error:
+                except DependencyUnavailableError as error:
                     answer = error
                 try:
                     command, deadline = onward(run, answer), request.started + _LOG_SHARE * self._deadline
@@ -225,7 +225,7 @@ class QuerySelector:
             with self._wire.turn(now + _READ_SHARE * self._deadline, now + _TURN_SHARE * self._deadline) as turn:
                 commands, meanwhile = b"".join(command for _, _, command in both), lambda: deciding.append(onward_together(read, made))
                 answers = turn.exchange(commands, len(both), now + _LOG_SHARE * self._deadline, meanwhile) if both else []
-        except DependencyAwayError as error:
+        except DependencyUnavailableError as error:
             answers = [error] * len(both)
         answered = [(number, run, answer) for (number, run, _), answer in zip(both, answers, strict=True)]
         onward_together(answered[len(asked) :], made)

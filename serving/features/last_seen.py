@@ -14,7 +14,7 @@ from bandit.types import ClusterRewards, Profile
 Row: TypeAlias = tuple[Profile | None, ClusterRewards | None]
 
 
-class Remembered:
+class ProfileCache:
     """The rows of the users seen last, up to a bound; for all threads."""
 
     def __init__(self, bound: int) -> None:

@@ -53,7 +53,7 @@ class FeatureReader:
     def __init__(self, folder: Path, redis_url: str, *, timeout: float) -> None:
         """Open the store of `folder`; each `read` may take `timeout` seconds.
 
-        Raises: FeatureStoreError when the definitions were never applied, DependencyAwayError when Redis does not answer.
+        Raises: FeatureStoreError when the definitions were never applied, DependencyUnavailableError when Redis does not answer.
         """
         fields = [field_name(names.USER_CLUSTERS, feature) for feature in _CLUSTERS]
         fields += [field_name(names.CLUSTER_REWARDS, feature) for feature in _REWARDS]
@@ -65,7 +65,7 @@ class FeatureReader:
     def read(self, user_id: str) -> tuple[Profile | None, ClusterRewards | None]:
         """Profile and rewards of a user; None for a view that has no row of the user.
 
-        Raises: DependencyAwayError, FeatureStoreError for a row whose arrays do not fit each other.
+        Raises: DependencyUnavailableError, FeatureStoreError for a row whose arrays do not fit each other.
         """
         (reply,) = self._wire.exchange(self.command(user_id), 1, time.monotonic() + self._timeout)
         return self.row(user_id, reply)

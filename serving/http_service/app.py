@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from bandit.errors import BacklogFullError, DependencyAwayError, InvalidValueError
+from bandit.errors import BacklogFullError, DependencyUnavailableError, InvalidValueError
 from serving.feedback_log import FeedbackLog
 from serving.http_service.bodies import BatchAnswer, BatchBody, FeedbackAnswer, FeedbackBody, Problem, SelectBody, SelectionAnswer
 from serving.http_service.metrics import ServingMetrics
@@ -27,7 +27,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The body is too large"},
     422: {"model": Problem, "description": "The body is not what the schema asks for"},
     429: {"model": Problem, "description": "Too many requests from this address"},
-    503: {"model": Problem, "description": "Redis is away, or holds too much feedback: try again later"},
+    503: {"model": Problem, "description": "Redis is unavailable, or holds too much feedback: try again later"},
 }
 _bearer = Security(HTTPBearer(auto_error=False))  # for the OpenAPI page; the guard is what looks at the token
 
@@ -68,7 +68,11 @@ def make_app(selector: QuerySelector, feedback: FeedbackLog, metrics: ServingMet
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """It can choose; without Redis from the profiles seen last, which is better than no answer."""
-        return {"status": "ready", "redis": "away" if selector.breaker.is_open else "answers", "model_version": selector.model_version}
+        return {
+            "status": "ready",
+            "redis": "unavailable" if selector.breaker.is_open else "answers",
+            "model_version": selector.model_version,
+        }
 
     @app.get(
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}, dependencies=[_bearer]
@@ -90,7 +94,7 @@ def make_app(selector: QuerySelector, feedback: FeedbackLog, metrics: ServingMet
         return JSONResponse({"detail": str(error)}, status_code=422)
 
     @app.exception_handler(BacklogFullError)
-    @app.exception_handler(DependencyAwayError)
+    @app.exception_handler(DependencyUnavailableError)
     async def later(_: Request, error: Exception) -> Response:
         return JSONResponse({"detail": str(error)}, status_code=503, headers={"retry-after": "1"})
 

@@ -43,7 +43,7 @@ class ServingMetrics:
         self._bins = [(self._expected.labels(str(bin_)), self._drawn.labels(str(bin_))) for bin_ in range(_BINS)]
         self._version = Gauge("qr_model_info", "Version of the model that serves", ["version"], registry=registry)
         self._age = Gauge("qr_model_age_seconds", "Since the last decision that the model was trained from", registry=registry)
-        self._away = Gauge("qr_redis_left_alone", "1 while the circuit breaker is open", registry=registry)
+        self._circuit_open = Gauge("qr_redis_circuit_open", "1 while the circuit breaker is open", registry=registry)
         self._lag = Gauge("qr_stream_lag_seconds", "Age of the oldest entry that is not folded yet", ["stream"], registry=registry)
         self._waiting = Gauge("qr_stream_entries", "Entries that Redis holds", ["stream"], registry=registry)
         self._all = self._degraded = 0
@@ -75,7 +75,7 @@ class ServingMetrics:
     def page(self) -> bytes:
         """The metrics as Prometheus reads them. Blocks for a look at the streams."""
         self._share.set(self._degraded / self._all if self._all else 0.0)
-        self._away.set(self._selector.breaker.is_open)
+        self._circuit_open.set(self._selector.breaker.is_open)
         model = self._selector.model.current
         if model is not None and model[0] != self._shown:
             if self._shown:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import hiredis
 from redis.connection import parse_url
 
-from bandit.errors import DependencyAwayError
+from bandit.errors import DependencyUnavailableError
 from feature_repo.connection import away
 
 
@@ -49,7 +49,9 @@ class Address:
             greetings=len(greetings),
         )
 
-    def away(self, reason: Exception | str, kind: type[DependencyAwayError] = DependencyAwayError) -> DependencyAwayError:
+    def away(
+        self, reason: Exception | str, kind: type[DependencyUnavailableError] = DependencyUnavailableError
+    ) -> DependencyUnavailableError:
         """Our error for this Redis not answering."""
         return away(self.url, reason, kind)
 

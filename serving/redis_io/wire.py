@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import hiredis
 
-from bandit.errors import DependencyAwayError, TooLateError
+from bandit.errors import DeadlineExceededError, DependencyUnavailableError
 from serving.redis_io.address import Address
 from serving.redis_io.admission import Place, Turns
 from serving.redis_io.breaker import CircuitBreaker
@@ -108,7 +108,8 @@ class Turn:
             deadline: on the clock of time.monotonic.
             meanwhile: work to do while Redis does its own; left undone when nothing could be sent.
 
-        Raises: DependencyAwayError; what was sent may then have been carried out or not. TooLateError when there is no time for anything.
+        Raises: DependencyUnavailableError; what was sent may then have been carried out or not. DeadlineExceededError when there is no
+            time for anything.
         """
         return self._exchange(self._place, commands, replies, deadline, meanwhile)
 
@@ -169,10 +170,10 @@ def check_greeting(replies: list[Any]) -> None:
             raise ConnectionError(str(reply))
 
 
-def turned_away(address: Address, breaker: CircuitBreaker, place: Place) -> DependencyAwayError:
+def turned_away(address: Address, breaker: CircuitBreaker, place: Place) -> DependencyUnavailableError:
     """Why somebody has no turn."""
     if place is not Place.AWAY:
-        return address.away("too many requests before this one", TooLateError)
+        return address.away("too many requests before this one", DeadlineExceededError)
     return address.away(LEFT_ALONE if breaker.is_open else "no connection came free in time")
 
 

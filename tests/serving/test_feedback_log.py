@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import redis
 
-from bandit.errors import BacklogFullError, DependencyAwayError, InvalidSettingError
+from bandit.errors import BacklogFullError, DependencyUnavailableError, InvalidSettingError
 from bandit.records import Feedback
 from bandit.settings.load import DEFAULT_FILE
 from feature_repo import names
@@ -194,7 +194,7 @@ def test_a_call_waits_and_is_taken_when_room_appears(deployment: Deployment) -> 
 
 def test_a_redis_that_is_away_is_said_without_its_password(deployment: Deployment) -> None:
     away = deployment.settings.model_copy(update={"redis_url": "redis://:secret@127.0.0.1:1/0"})
-    with FeedbackLog(client_of(away.redis_url, timeout=1.0), away) as log, pytest.raises(DependencyAwayError) as raised:
+    with FeedbackLog(client_of(away.redis_url, timeout=1.0), away) as log, pytest.raises(DependencyUnavailableError) as raised:
         log.record(events_of(1))
     assert "redis://127.0.0.1:1/0" in str(raised.value)
     assert "secret" not in str(raised.value)
@@ -214,7 +214,7 @@ def test_a_redis_that_refuses_a_write_is_said_and_recording_again_takes_everythi
 
     events = events_of(1500)
     monkeypatch.setattr(redis.client.Pipeline, "execute", fails_once)
-    with pytest.raises(DependencyAwayError, match="gone"):
+    with pytest.raises(DependencyUnavailableError, match="gone"):
         log.record(events)
     assert log.record(events).accepted == 1500
     assert {event.event_id for event in waiting(deployment)} == {event.event_id for event in events}
@@ -274,7 +274,7 @@ def test_a_redis_that_is_away_has_an_exit_status_of_its_own(tmp_path: Path, line
     assert main(["feedback", str(lines), "--settings", str(tmp_path / "away" / DEFAULT_FILE)]) == AWAY
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.splitlines()[-1].startswith("query-rewards: Redis at redis://127.0.0.1:1/0 is away: ")
+    assert printed.err.splitlines()[-1].startswith("query-rewards: Redis at redis://127.0.0.1:1/0 is unavailable: ")
     assert "secret" not in printed.err
 
 

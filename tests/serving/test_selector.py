@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bandit.errors import DependencyAwayError, InvalidValueError
+from bandit.errors import DependencyUnavailableError, InvalidValueError
 from bandit.model.featurize import FEATURE_VERSION, featurize
 from bandit.policy.policies import POLICIES, Candidates, plan
 from bandit.policy.splitmix import SplitMix64
@@ -268,7 +268,7 @@ def test_redis_away_answers_from_the_last_profile_and_recovers(served: Served) -
                 during = selector.select("u0", K, now=NOW, seed=2)
                 assert time.monotonic() - start < 0.15 + 0.6
                 assert (during.degraded, during.logged) == (True, False)
-                assert "away" in during.reason
+                assert "unavailable" in during.reason
                 assert (during.queries, during.quotas, during.model_version) == (before.queries, before.quotas, "1")
         after = None
 
@@ -296,7 +296,7 @@ def test_the_callers_clusters_serve_a_user_who_was_not_seen_before(served: Serve
         assert sum(selection.quotas.values()) == pytest.approx(3.0)
         assert all(query.cluster_id.startswith("u1-") for query in seen_before.queries)
         assert (list(nothing.queries), nothing.degraded, nothing.logged) == ([], True, False)
-        assert "away" in nothing.reason
+        assert "unavailable" in nothing.reason
 
 
 def test_fallback_clusters_do_not_replace_features_that_can_be_read(selector: QuerySelector) -> None:
@@ -305,7 +305,7 @@ def test_fallback_clusters_do_not_replace_features_that_can_be_read(selector: Qu
 
 
 def test_profiles_are_remembered_up_to_a_bound(served: Served) -> None:
-    with served.open(deadline_ms=100.0, remembered_profiles=2) as selector:
+    with served.open(deadline_ms=100.0, cached_profiles=2) as selector:
         for user in ("u0", "u1", "u0", "u2"):
             selector.select(user, K, now=NOW, seed=1)
         with served.halted():
@@ -348,6 +348,6 @@ def test_decisions_are_messagepack(served: Served, selector: QuerySelector) -> N
 def test_redis_away_at_open_is_one_clear_error(served: Served) -> None:
     file = served.settings_file("uniform")
     file.write_text(file.read_text().replace(served.redis_url, "redis://user:s3cret@127.0.0.1:1/0"))
-    with pytest.raises(DependencyAwayError, match=r"redis://127\.0\.0\.1:1/0") as caught:
+    with pytest.raises(DependencyUnavailableError, match=r"redis://127\.0\.0\.1:1/0") as caught:
         QuerySelector.open(file)
     assert "s3cret" not in str(caught.value)

@@ -9,7 +9,7 @@ import hiredis
 import msgspec
 import pytest
 
-from bandit.errors import DependencyAwayError, InvalidValueError
+from bandit.errors import DependencyUnavailableError, InvalidValueError
 from serving import Selection
 from serving.decision_log import append_command
 from serving.redis_io.address import Address
@@ -119,5 +119,5 @@ def test_a_wrong_password_is_an_away_redis(served: Served) -> None:
 
     url = served.redis_url.replace("redis://", "redis://:wrong@")
     wire = Wire(Address.of(url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
-    with pytest.raises(DependencyAwayError, match="AUTH"):
+    with pytest.raises(DependencyUnavailableError, match="AUTH"):
         wire.exchange(hiredis.pack_command(("PING",)), 1, time.monotonic() + 5.0)

@@ -271,7 +271,7 @@ def test_nothing_to_promote_ends_with_3(learning: Deployment, run: Run, verb: st
 def test_redis_away_ends_with_4(deployment: Deployment, run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("QUERY_REWARDS_REDIS_URL", "redis://user:secret@127.0.0.1:1/3")
     ran = run(verb, "--settings", deployment.settings_file)
-    assert_one_line(ran, AWAY, "Redis at redis://127.0.0.1:1/3 is away")
+    assert_one_line(ran, AWAY, "Redis at redis://127.0.0.1:1/3 is unavailable")
     assert "secret" not in ran.err
 
 
@@ -279,7 +279,7 @@ def test_materialize_with_redis_away_ends_with_4(shop: Deployment, run: Run, mon
     files = ("--history", shop.folder / "history.parquet", "--embeddings", shop.folder / "embeddings.parquet")
     assert run("cluster", "--settings", shop.settings_file, *files, "--as-of", iso(CLUSTERED)).status == 0
     monkeypatch.setenv("QUERY_REWARDS_REDIS_URL", "redis://127.0.0.1:1/3")
-    assert_one_line(run("materialize", "--settings", shop.settings_file), AWAY, "Redis at redis://127.0.0.1:1/3 is away")
+    assert_one_line(run("materialize", "--settings", shop.settings_file), AWAY, "Redis at redis://127.0.0.1:1/3 is unavailable")
 
 
 def test_a_bad_table_ends_with_1_naming_the_place(deployment: Deployment, run: Run) -> None:

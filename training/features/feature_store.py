@@ -39,9 +39,9 @@ def materialize(settings: Settings, *, until: int) -> int:
 
     With `stream.enabled` the rows of `cluster_rewards` are left to the stream: a view has one writer.
 
-    Raises: DependencyAwayError; what was written stays, and the next run writes it again.
+    Raises: DependencyUnavailableError; what was written stays, and the next run writes it again.
     """
-    connect(settings.redis_url)  # before Feast does: it would try again for seconds, and not say which server is away
+    connect(settings.redis_url)  # before Feast does: it would try again for seconds, and not say which server is unavailable
     store = apply(settings)
     ibis.get_backend().raw_sql("SET enable_progress_bar = false")  # Feast reads through Ibis' default DuckDB, which draws on the screen
     end = datetime.fromtimestamp(until / 1e6, UTC)

@@ -108,7 +108,7 @@ def move_logs(settings: Settings) -> Moved:
     With `stream.enabled` the stream does that, and this moves nothing. Without, a state that a stream once left is forgotten: it has not
     seen what is moved here, and is made anew from the logs when a stream starts again.
 
-    Raises: DependencyAwayError.
+    Raises: DependencyUnavailableError.
     """
     if settings.stream.enabled:
         return Moved()

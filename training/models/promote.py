@@ -28,7 +28,7 @@ class Promoted:
 def promote(settings: Settings, *, version: str | None = None) -> Promoted:
     """Make a version, the newest if None, the champion. Promoting the champion again repeats the hand-over, which changes nothing.
 
-    Raises: NotPromotedError when there is no such version, CorruptModelError, DependencyAwayError; then the old model goes on serving.
+    Raises: NotPromotedError when there is no such version, CorruptModelError, DependencyUnavailableError; the old model goes on serving.
     """
     registry = ModelRegistry(settings)
     chosen = version or registry.newest()
@@ -44,7 +44,7 @@ def promote(settings: Settings, *, version: str | None = None) -> Promoted:
 def rollback(settings: Settings) -> Promoted:
     """Make the champion before this one serve again.
 
-    Raises: NotPromotedError when there was none, CorruptModelError, DependencyAwayError.
+    Raises: NotPromotedError when there was none, CorruptModelError, DependencyUnavailableError.
     """
     registry = ModelRegistry(settings)
     left = registry.champion()

@@ -69,7 +69,7 @@ class Consumer:
         return len(self._owned)
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Fold until `stop` says so, then leave everything in order. A Redis that is away, or a full disk, is waited for."""
+        """Fold until `stop` says so, then leave everything in order. A Redis that is unavailable, or a full disk, is waited for."""
         while not stop():
             try:
                 self.step()

@@ -18,7 +18,7 @@ _AT_ONCE = 1000
 def publish(settings: Settings, changes: Sequence[Reclustering]) -> None:
     """Append what changed to the feedback streams; the same change twice counts once.
 
-    Raises: DependencyAwayError; some may have been appended, and all may be appended again.
+    Raises: DependencyUnavailableError; some may have been appended, and all may be appended again.
     """
     client = connect(settings.redis_url)
     with translated(settings.redis_url):

@@ -29,7 +29,7 @@ class Streamed:
 def open_consumer(settings: Settings, metrics: StreamMetrics) -> Consumer:
     """A consumer of this deployment, ready to run.
 
-    Raises: DependencyAwayError, FeatureStoreError.
+    Raises: DependencyUnavailableError, FeatureStoreError.
     """
     client = connect(settings.redis_url, timeout=_SOCKET_SECONDS)
     return Consumer(settings, client, online_rows(settings, client), metrics)
@@ -54,7 +54,7 @@ def stream(
         metrics_port: to serve metrics on, on the loopback interface; 0 for none.
         say: called with a line of progress twice a second.
 
-    Raises: DependencyAwayError when Redis is away at the start; later it is waited for.
+    Raises: DependencyUnavailableError when Redis is unavailable at the start; later it is waited for.
     """
     metrics = StreamMetrics()
     counters = (metrics.entries, metrics.duplicates, metrics.dead_letters)

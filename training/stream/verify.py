@@ -43,7 +43,7 @@ class Verified:
 def verify(settings: Settings) -> Verified:
     """Compare every user; whoever differs is looked at again, because events may be on their way.
 
-    Raises: DependencyAwayError, InvalidTableError.
+    Raises: DependencyUnavailableError, InvalidTableError.
     """
     client = connect(settings.redis_url)
     folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from bandit.errors import DependencyAwayError
+from bandit.errors import DependencyUnavailableError
 from bandit.records import Decision, Feedback
 from bandit.rewards.feedback import MAX_RECORD_BYTES
 from bandit.settings.load import Settings
@@ -329,7 +329,7 @@ def test_killed_while_writing_leaves_no_file_that_looks_whole(deployment: Deploy
 
 def test_a_redis_that_is_away_is_said(deployment: Deployment) -> None:
     away = deployment.settings.model_copy(update={"redis_url": "redis://:secret@127.0.0.1:1/0"})
-    with pytest.raises(DependencyAwayError, match=r"Redis at redis://127\.0\.0\.1:1/0 is away") as raised:
+    with pytest.raises(DependencyUnavailableError, match=r"Redis at redis://127\.0\.0\.1:1/0 is unavailable") as raised:
         move_logs(away)
     assert "secret" not in str(raised.value)
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bandit.errors import CorruptModelError, DependencyAwayError, EmptyLogError, NotPromotedError
+from bandit.errors import CorruptModelError, DependencyUnavailableError, EmptyLogError, NotPromotedError
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, model_from_bytes, sha256, weight_count
@@ -276,7 +276,7 @@ def test_what_serves_does_not_depend_on_the_registry(second: Deployment) -> None
 
 def test_redis_away_promotes_nothing(second: Deployment) -> None:
     away = second.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
-    with pytest.raises(DependencyAwayError):
+    with pytest.raises(DependencyUnavailableError):
         promote(away)
     assert ModelRegistry(away).champion() == "1"
 
@@ -285,7 +285,7 @@ def test_a_full_redis_is_said_and_nothing_is_promoted(second: Deployment) -> Non
     before = pointer(second)
     second.redis.config_set("maxmemory", "1")
     try:
-        with pytest.raises(DependencyAwayError):
+        with pytest.raises(DependencyUnavailableError):
             promote(second.settings)
     finally:
         second.redis.config_set("maxmemory", "0")
