@@ -59,7 +59,7 @@ class FeedbackLog:
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
         """Write through this client, which must not retry by itself (`feature_repo.connection.client_of`)."""
         self._client, self._url = client, settings.redis_url
-        self._intake: Intake = settings.intake()
+        self._intake: Intake = settings.feedback_intake()
         self._limit = settings.stream.max_backlog
         self._durability: str | None = None
 

@@ -19,6 +19,7 @@ from bandit.settings.sections import (
     ExperimentSettings,
     GateSettings,
     HttpSettings,
+    IntakeSettings,
     MlflowSettings,
     PolicySettings,
     RewardSettings,
@@ -48,6 +49,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     http: HttpSettings = HttpSettings()
     stream: StreamSettings = StreamSettings()
+    intake: IntakeSettings = IntakeSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
     experiment: ExperimentSettings = ExperimentSettings()
@@ -67,7 +69,7 @@ class Settings(BaseSettings):
         """The environment wins over the file."""
         return env_settings, init_settings
 
-    def intake(self) -> Intake:
+    def feedback_intake(self) -> Intake:
         """What feedback must be to be counted."""
         return Intake(actions=frozenset(self.reward.scheme().action_types), window=self.stream.window)
 

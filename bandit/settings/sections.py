@@ -128,6 +128,13 @@ class StreamSettings(_Section):
         return round(self.window_hours * 60 * MICROSECONDS_PER_MINUTE)
 
 
+class IntakeSettings(_Section):
+    """What a step does with rows that it cannot use: puts them aside and counts them, up to a share."""
+
+    tolerate: float = Field(0.01, ge=0, lt=1)  # share of unusable rows above which a step refuses its input
+    shrink: float = Field(0.2, ge=0, le=1)  # share by which a snapshot may shrink from one run to the next
+
+
 class TrainingSettings(_Section):
     """What the learner learns from, and how."""
 

@@ -126,7 +126,7 @@ def move_logs(settings: Settings) -> Moved:
         )
         batch = Batch()
 
-    intake = settings.intake()
+    intake = settings.feedback_intake()
     with translated(settings.redis_url):
         client.delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
         for stream, entry_id, fields in _entries(client):

@@ -55,7 +55,7 @@ class Consumer:
         self._settings, self._client, self._rows = settings, client, rows
         self._metrics = metrics or StreamMetrics()
         self._folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())
-        self._codes, self._intake = self._folding.codes, settings.intake()
+        self._codes, self._intake = self._folding.codes, settings.feedback_intake()
         self._state = StreamState(client, window=settings.stream.window, folding=self._folding.fingerprint)
         self._leases = Leases(client, uuid.uuid4().hex, seconds=settings.stream.lease_seconds)
         self._archiver = Archiver(settings.data_path, client, seconds=settings.stream.archive_seconds)

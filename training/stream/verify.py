@@ -86,7 +86,7 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
         for key, data in zip(some, client.mget(some), strict=True):
             if data is not None:
                 found[key.split(b":", 3)[3].decode()] = UserSums(folding, data)
-    intake, left = settings.intake(), Batch()
+    intake, left = settings.feedback_intake(), Batch()
     for held in positions.values():
         for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
             for entries in stream_entries(client, stream, last):

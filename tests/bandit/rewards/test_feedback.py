@@ -13,7 +13,7 @@ from bandit.settings.load import Settings
 from tests.strategies import NOW, law
 from tests.tables_made import DAY, HOUR, feedback
 
-INTAKE = Settings().intake()
+INTAKE = Settings().feedback_intake()
 IDS = ("event_id", "decision_id", "user_id", "cluster_id", "query_id", "item_id")
 GOOD = feedback("e", at=NOW - HOUR)
 

@@ -43,7 +43,7 @@ def test_an_empty_file_gives_every_default(write):
     assert settings.reward.half_lives().session == 30 * 60 * 1_000_000
     assert settings.reward.attribution_window == 24 * 3600 * 1_000_000
     assert settings.stream.window == 48 * 3600 * 1_000_000
-    assert settings.intake().window == settings.stream.window
+    assert settings.feedback_intake().window == settings.stream.window
 
 
 def test_the_file_overrides_the_defaults_and_leaves_the_rest(write):
@@ -157,6 +157,6 @@ def test_two_writers_are_not_the_default(write):
 
 def test_feedback_may_have_the_actions_that_have_a_weight_and_impressions(write):
     """Weights of the file are added to the default ones."""
-    intake = load_settings(write("[reward.weights]\nsave = 1.0\n[stream]\nwindow_hours = 2.0\n")).intake()
+    intake = load_settings(write("[reward.weights]\nsave = 1.0\n[stream]\nwindow_hours = 2.0\n")).feedback_intake()
     assert set(intake.actions) == {"impression", "save", *Settings().reward.weights}
     assert intake.window == 2 * 3600 * 1_000_000
