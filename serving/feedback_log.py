@@ -14,8 +14,9 @@ import msgspec
 import redis
 
 from bandit.errors import BacklogFullError
+from bandit.ids import MAX_ID_BYTES
 from bandit.records import Feedback
-from bandit.rewards.feedback import DECODE_ERRORS, MAX_ID_BYTES, MAX_RECORD_BYTES, Intake
+from bandit.rewards.feedback import DECODE_ERRORS, MAX_RECORD_BYTES, FeedbackValidator
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from feature_repo.connection import away, client_of
@@ -59,7 +60,7 @@ class FeedbackLog:
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
         """Write through this client, which must not retry by itself (`feature_repo.connection.client_of`)."""
         self._client, self._url = client, settings.redis_url
-        self._intake: Intake = settings.feedback_intake()
+        self._validator: FeedbackValidator = settings.feedback_validator()
         self._limit = settings.stream.max_backlog
         self._durability: str | None = None
 
@@ -97,7 +98,7 @@ class FeedbackLog:
         refused: list[Refused] = []
         for index, given in enumerate(events):
             event = _event(given)
-            reason = event if isinstance(event, str) else self._intake.refusal(event, now)
+            reason = event if isinstance(event, str) else self._validator.rejection_reason(event, now)
             if isinstance(event, str) or reason:
                 refused.append(Refused(index=index, event_id=_id_of(given), reason=reason))
             else:

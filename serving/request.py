@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Self
 
 from bandit.errors import InvalidValueError
+from bandit.ids import MAX_ID_BYTES, id_problem
 from bandit.policy.splitmix import SplitMix64
 from bandit.records import uuid7
 from serving.modes import Existing
@@ -81,3 +82,5 @@ def check_request(user_id: str, k: int) -> None:
         raise InvalidValueError("k", expected="a whole number of queries, 1 or more", received=k)
     if not user_id or not isinstance(user_id, str):
         raise InvalidValueError("user_id", expected="a string that is not empty", received=user_id)
+    if problem := id_problem(user_id):
+        raise InvalidValueError("user_id", expected=f"an identifier ({problem.partition(' in ')[0]})", received=user_id[:MAX_ID_BYTES])

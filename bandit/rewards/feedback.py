@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bandit.ids import MAX_ID_BYTES, id_problem
 from bandit.records import Feedback
 from bandit.types import MICROSECONDS_PER_MINUTE
 
 FUTURE_TOLERANCE = 5 * MICROSECONDS_PER_MINUTE  # that another machine's clock may run ahead
-MAX_ID_BYTES = 256
 MAX_RECORD_BYTES = 8 * 1024  # seven identifiers and an action, with room to spare
 # A record nested a thousand deep is a RecursionError of msgspec, even where no field holds it.
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -20,13 +20,13 @@ _decoder = msgspec.msgpack.Decoder(Feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
+class FeedbackValidator:
     """actions: the known action types; window: how late an event may arrive, microseconds."""
 
     actions: Collection[str]
     window: int
 
-    def refusal(self, event: Feedback, now: int) -> str:
+    def rejection_reason(self, event: Feedback, now: int) -> str:
         """Why this event cannot be counted when it arrives at `now` (UTC microseconds); empty when it can."""
         ids = event.event_id, event.decision_id, event.user_id, event.cluster_id, event.query_id, event.item_id
         if not _plain(ids):
@@ -36,8 +36,8 @@ class Intake:
                     return f"{name}: {problem}"
         if event.action not in self.actions:
             return f"action: expected one of {sorted(self.actions)}, received {event.action[:MAX_ID_BYTES]!r}"
-        if event.occurred_at > now + FUTURE_TOLERANCE:
-            return f"occurred_at: {event.occurred_at} is in the future"
+        if problem := time_problem(event.occurred_at, now):
+            return f"occurred_at: {problem}"
         if event.occurred_at < now - self.window:
             return f"occurred_at: {event.occurred_at} is older than the window of {self.window / 3.6e9:g} hours"
         return ""
@@ -50,7 +50,7 @@ class Intake:
             event = _decoder.decode(record)
         except DECODE_ERRORS as error:
             return f"not a feedback event: {error}"
-        return self.refusal(event, now) or event
+        return self.rejection_reason(event, now) or event
 
 
 def _plain(ids: Sequence[str]) -> bool:
@@ -59,12 +59,6 @@ def _plain(ids: Sequence[str]) -> bool:
     return together.isascii() and together.isprintable() and all(ids) and len(max(ids, key=len)) <= MAX_ID_BYTES
 
 
-def id_problem(value: str) -> str:
-    """Why a string cannot be an identifier; empty when it can."""
-    if not value:
-        return "empty, expected an identifier"
-    if not value.isprintable():
-        return f"control characters in {value[:MAX_ID_BYTES]!r}"
-    if len(value) > MAX_ID_BYTES or len(value.encode("utf-8", "replace")) > MAX_ID_BYTES:
-        return f"{len(value)} characters, expected at most {MAX_ID_BYTES} bytes"
-    return ""
+def time_problem(at: int, now: int) -> str:
+    """Why something cannot have happened at `at` (UTC microseconds) when it comes to us at `now`; empty when it can."""
+    return f"{at} is in the future" if at > now + FUTURE_TOLERANCE else "" if at > 0 else f"{at} is no time"

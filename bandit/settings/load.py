@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, PrivateAttr, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from bandit.errors import InvalidSettingError, InvalidValueError
-from bandit.rewards.feedback import Intake
+from bandit.rewards.feedback import FeedbackValidator
+from bandit.settings.paths import local_path
 from bandit.settings.sections import (
     ClusteringSettings,
     ExperimentSettings,
@@ -57,6 +58,11 @@ class Settings(BaseSettings):
 
     _root: Path = PrivateAttr(default=Path())
 
+    @field_validator("feature_repo", "data", mode="before")
+    @classmethod
+    def _local(cls, value: object) -> object:
+        return local_path(value) if isinstance(value, str | Path) else value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -69,9 +75,9 @@ class Settings(BaseSettings):
         """The environment wins over the file."""
         return env_settings, init_settings
 
-    def feedback_intake(self) -> Intake:
+    def feedback_validator(self) -> FeedbackValidator:
         """What feedback must be to be counted."""
-        return Intake(actions=frozenset(self.reward.scheme().action_types), window=self.stream.window)
+        return FeedbackValidator(actions=frozenset(self.reward.scheme().action_types), window=self.stream.window)
 
     @property
     def feature_repo_path(self) -> Path:

@@ -14,7 +14,7 @@ import redis
 
 from bandit.model.linear_model import sha256
 from bandit.records import Decision, Feedback
-from bandit.rewards.feedback import DECODE_ERRORS, FUTURE_TOLERANCE, Intake
+from bandit.rewards.feedback import DECODE_ERRORS, FUTURE_TOLERANCE, FeedbackValidator
 from bandit.rewards.lineage import Reclustering
 from bandit.settings.load import Settings
 from feature_repo import names
@@ -126,18 +126,20 @@ def move_logs(settings: Settings) -> Moved:
         )
         batch = Batch()
 
-    intake = settings.feedback_intake()
+    validator = settings.feedback_validator()
     with translated(settings.redis_url):
         client.delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
         for stream, entry_id, fields in _entries(client):
-            batch.add(stream, entry_id, read_entry(stream, entry_id, fields, intake), fields.get(_RECORD, b""))
+            batch.add(stream, entry_id, read_entry(stream, entry_id, fields, validator), fields.get(_RECORD, b""))
             if len(batch) >= _ROWS_PER_FILE:
                 put_away()
         put_away()
     return moved
 
 
-def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Decision | Feedback | Reclustering | str:
+def read_entry(
+    stream: str, entry_id: str, fields: Mapping[bytes, bytes], validator: FeedbackValidator
+) -> Decision | Feedback | Reclustering | str:
     """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
     held: Decision | Feedback | Reclustering | str
     if stream.endswith(_DECISIONS):
@@ -148,7 +150,7 @@ def read_entry(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake
         except DECODE_ERRORS as error:
             return f"not a reclustering: {error}"
     else:
-        held, key = intake.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
+        held, key = validator.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
     if not isinstance(held, str) and stream != key % partition(held.user_id):
         return "user_id: its events belong to another partition"
     return held

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import msgspec
 import pyarrow as pa
 
+from bandit.ids import id_problem
 from bandit.records import Decision
-from bandit.rewards.feedback import DECODE_ERRORS, FUTURE_TOLERANCE, id_problem
+from bandit.rewards.feedback import DECODE_ERRORS, time_problem
 from training.logs.schemas import DECISIONS
 
 _decoder = msgspec.msgpack.Decoder(Decision)
@@ -31,7 +32,6 @@ def read_decision(record: bytes, arrived: int) -> Decision | str:
 def _problem(decision: Decision, arrived: int) -> str:
     n = len(decision.cluster_ids)
     rows = f"expected as many rows as there are candidates, {n}, and one at least"
-    at = decision.decided_at
     checks = {
         "decision_id": id_problem(decision.decision_id),
         "user_id": id_problem(decision.user_id),
@@ -42,7 +42,7 @@ def _problem(decision: Decision, arrived: int) -> str:
         "k": "" if 0 < decision.k < 2**31 else f"expected a number of queries, received {decision.k}",
         "seed": "" if -(2**63) <= decision.seed < 2**63 else f"expected 64 bits, received {decision.seed}",
         "feature_version": "" if 0 <= decision.feature_version < 2**31 else f"expected 31 bits, received {decision.feature_version}",
-        "decided_at": f"{at} is in the future" if at > arrived + FUTURE_TOLERANCE else "" if at > 0 else f"{at} is no time",
+        "decided_at": time_problem(decision.decided_at, arrived),
     }
     return next((f"{name}: {problem}" for name, problem in checks.items() if problem), "")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bandit.records import Decision, Feedback
-from bandit.rewards.feedback import Intake
+from bandit.rewards.feedback import FeedbackValidator
 from bandit.rewards.lineage import Reclustering
 from bandit.rewards.sums import DRAW, MAX_CLUSTERS, Term, UserSums
 from feature_repo import names
@@ -29,9 +29,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     key: bytes = b""
 
 
-def entry_of(stream: str, entry_id: str, fields: Mapping[bytes, bytes], intake: Intake) -> Entry:
+def entry_of(stream: str, entry_id: str, fields: Mapping[bytes, bytes], validator: FeedbackValidator) -> Entry:
     """Read an entry."""
-    held = read_entry(stream, entry_id, fields, intake)
+    held = read_entry(stream, entry_id, fields, validator)
     key = b""
     if isinstance(held, Feedback):
         key = event_key(held.event_id)

@@ -55,7 +55,7 @@ class Consumer:
         self._settings, self._client, self._rows = settings, client, rows
         self._metrics = metrics or StreamMetrics()
         self._folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())
-        self._codes, self._intake = self._folding.codes, settings.feedback_intake()
+        self._codes, self._validator = self._folding.codes, settings.feedback_validator()
         self._state = StreamState(client, window=settings.stream.window, folding=self._folding.fingerprint)
         self._leases = Leases(client, uuid.uuid4().hex, seconds=settings.stream.lease_seconds)
         self._archiver = Archiver(settings.data_path, client, seconds=settings.stream.archive_seconds)
@@ -177,7 +177,7 @@ class Consumer:
         for (stream, last, held), waiting in zip(streams, pipeline.execute(), strict=True):
             if waiting:
                 for some in stream_entries(self._client, stream, last):
-                    entries = [entry_of(stream, entry_id.decode(), fields, self._intake) for entry_id, fields in some]
+                    entries = [entry_of(stream, entry_id.decode(), fields, self._validator) for entry_id, fields in some]
                     self._archiver.add(self._as_counted(held, entries), held.fence)
                     self._archiver.put_away_if_due()
 
@@ -204,7 +204,7 @@ class Consumer:
             number, is_feedback = _PLACES[key]
             work = works.setdefault(number, Work(partition=self._owned[number]))
             stream = key.decode()
-            work.entries += [entry_of(stream, entry_id.decode(), fields, self._intake) for entry_id, fields in entries]
+            work.entries += [entry_of(stream, entry_id.decode(), fields, self._validator) for entry_id, fields in entries]
             last = entries[-1][0].decode()
             work.feedback, work.decisions = (last, work.decisions) if is_feedback else (work.feedback, last)
         self._per_stream = max(_AT_ONCE // max(len(replies), 1), _LEAST_PER_STREAM)

@@ -86,12 +86,12 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
         for key, data in zip(some, client.mget(some), strict=True):
             if data is not None:
                 found[key.split(b":", 3)[3].decode()] = UserSums(folding, data)
-    intake, left = settings.feedback_intake(), Batch()
+    validator, left = settings.feedback_validator(), Batch()
     for held in positions.values():
         for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
             for entries in stream_entries(client, stream, last):
                 for entry_id, fields in entries:
-                    record = read_entry(stream, entry_id.decode(), fields, intake)
+                    record = read_entry(stream, entry_id.decode(), fields, validator)
                     if isinstance(record, Feedback | Decision) and _has_room(found.get(record.user_id), record):
                         left.add(stream, entry_id.decode(), record, b"")
     return found, feedback_table(left.feedback), decision_table(left.decisions)

@@ -43,7 +43,7 @@ def test_an_empty_file_gives_every_default(write):
     assert settings.reward.half_lives().session == 30 * 60 * 1_000_000
     assert settings.reward.attribution_window == 24 * 3600 * 1_000_000
     assert settings.stream.window == 48 * 3600 * 1_000_000
-    assert settings.feedback_intake().window == settings.stream.window
+    assert settings.feedback_validator().window == settings.stream.window
 
 
 def test_the_file_overrides_the_defaults_and_leaves_the_rest(write):
@@ -105,6 +105,11 @@ def test_an_unknown_variable_is_refused_with_the_nearest_known_one(write, monkey
         ("[stream]\nlease_seconds = -1.0\n", "stream.lease_seconds", "-1.0"),
         ("[training]\nminimum_rows = 1.5\n", "training.minimum_rows", "1.5"),
         ("policy = 3\n", "policy", "3"),
+        ("[intake]\ntolerate = 1.5\n", "intake.tolerate", "1.5"),
+        *((f'{key} = "{url}"\n', key, url) for key in ("data", "feature_repo") for url in ("s3://bucket/qr", "gs://b", "file:///srv/qr")),
+        ('data = "$HOME/qr"\n', "data", "variables are not replaced"),
+        ('data = "~nobody-of-this-name/qr"\n', "data", "no home folder"),
+        ('data = ""\n', "data", "expected a path"),
         ("[reward.weights]\nrepin = 9.0\n", "reward", "repin"),
         ("[reward]\nminimum = 0.5\n", "reward", "0.5"),
     ],
@@ -143,6 +148,12 @@ def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path, content):
         load_settings(file)
 
 
+def test_the_home_folder_is_expanded_and_every_other_character_stands_for_itself(write):
+    settings = load_settings(write('data = "~/qr"\nfeature_repo = "user_id=ann/[1]*?/C:/x$y"\n'))
+    assert settings.data_path == Path.home() / "qr"
+    assert settings.feature_repo_path.as_posix().endswith("user_id=ann/[1]*?/C:/x$y")
+
+
 def test_settings_and_their_sections_are_frozen(write):
     settings = load_settings(write(""))
     with pytest.raises(ValidationError, match="frozen"):
@@ -157,6 +168,6 @@ def test_two_writers_are_not_the_default(write):
 
 def test_feedback_may_have_the_actions_that_have_a_weight_and_impressions(write):
     """Weights of the file are added to the default ones."""
-    intake = load_settings(write("[reward.weights]\nsave = 1.0\n[stream]\nwindow_hours = 2.0\n")).feedback_intake()
-    assert set(intake.actions) == {"impression", "save", *Settings().reward.weights}
-    assert intake.window == 2 * 3600 * 1_000_000
+    validator = load_settings(write("[reward.weights]\nsave = 1.0\n[stream]\nwindow_hours = 2.0\n")).feedback_validator()
+    assert set(validator.actions) == {"impression", "save", *Settings().reward.weights}
+    assert validator.window == 2 * 3600 * 1_000_000
