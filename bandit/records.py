@@ -56,10 +56,6 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         """The logged inputs, float64 (n + 1, 8); (0, 8) for a record of before."""
         return np.frombuffer(self.inputs, "<f8").reshape(-1, 8)
 
-    def quota_array(self) -> Floats:
-        """The logged quotas, float64 (n,)."""
-        return np.array(self.quotas, np.float64)
-
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened downstream of a query: it echoes what the query carried. `occurred_at` in UTC microseconds."""

@@ -15,7 +15,7 @@ def draw(profile: Profile, rows: Sequence[int], quotas: list[float], rng: Random
     Args:
         profile: the user's clusters.
         rows: positions of the candidates in the profile, (n,).
-        quotas: expected queries of each candidate, (n,), finite and >= 0, as `bandit.policy.policies.plan` makes them.
+        quotas: expected queries of each candidate, (n,), finite and >= 0, as `bandit.policy.scores.plan` makes them.
         rng: the only source of randomness.
 
     Returns: queries, each with its exact inclusion probability, in the order of the clusters and of their items.

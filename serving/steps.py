@@ -13,9 +13,9 @@ import numpy as np
 from bandit.errors import DeadlineExceededError, DependencyUnavailableError, FeatureStoreError, InvalidValueError
 from bandit.model.featurize import FEATURE_VERSION, featurize
 from bandit.policy.arms import arm_of
-from bandit.policy.logged_inputs import pack_inputs
-from bandit.policy.policies import FALLBACK, Candidates, plan
+from bandit.policy.logged_inputs import pack_policy_inputs
 from bandit.policy.quotas import query_caps
+from bandit.policy.scores import FALLBACK, Candidates, plan
 from bandit.records import Decision
 from bandit.rewards.decay import align
 from bandit.settings.load import Settings
@@ -173,7 +173,7 @@ class Steps:
             queries=queries,
             context=request.context,
             degraded=degraded,
-            inputs=pack_inputs(profile, evidence, kept),
+            inputs=pack_policy_inputs(profile, evidence, kept),
             arm=arm,
         )
 

@@ -15,8 +15,8 @@ from bandit.model.featurize import FEATURE_NAMES, featurize
 from bandit.model.learning import Examples, learn
 from bandit.model.linear_model import LinearModel
 from bandit.model.vowpal import Learner
-from bandit.policy.policies import FALLBACK, Candidates, plan
 from bandit.policy.sampling import systematic
+from bandit.policy.scores import FALLBACK, Candidates, plan
 from bandit.rewards.decay import HalfLives, align, decay
 from bandit.rewards.prior import fit_prior
 from bandit.rewards.scheme import IMPRESSION, RewardScheme

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
-from bandit.policy.policies import Candidates
+from bandit.policy.scores import Candidates
 from bandit.types import MICROSECONDS_PER_DAY, Evidence, Prior, Profile, Rate
 
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025

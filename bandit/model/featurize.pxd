@@ -1,7 +1,7 @@
 cimport cython
 from libc cimport math
 
-cdef double _LEAST
+cdef double _DEAD_ZONE
 
 
 @cython.locals(row=Py_ssize_t, column=Py_ssize_t, n=Py_ssize_t, types=Py_ssize_t, reward=double, impressions=double,
@@ -24,4 +24,4 @@ cdef void _fill(
     long long now,
 ) except *
 
-cdef double _felt(double value)
+cdef double _zero_if_tiny(double value)

@@ -17,8 +17,8 @@ FEATURE_VERSION = 1
 FEATURE_NAMES = (
     "shrunk_rate",  # the first layer of the score: reward per impression
     "session_lift",  # shrunk rate of this session minus the long-run one
-    "evidence",  # logarithm of decayed impressions, long half-life
-    "session_evidence",  # the same, session half-life
+    "log_impressions",  # logarithm of decayed impressions, long half-life
+    "session_log_impressions",  # the same, session half-life
     "user_rate",  # what a cluster of this user and topic gets without evidence of its own
     "topic_rate",
     "topic_history",  # what the topic's impressions earned above their users' average, before Query Rewards began
@@ -29,7 +29,7 @@ FEATURE_NAMES = (
     "freshness",  # exp(-days since the last action / 7)
     "clusters",  # logarithm of the number of the user's clusters
 )
-_LEAST = 1e-4  # smaller magnitudes become 0: adaptive learners divide by them (--coin gave NaN weights)
+_DEAD_ZONE = 1e-4  # smaller magnitudes become 0: adaptive learners divide by them (--coin gave NaN weights)
 
 
 def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:  # noqa: ARG001
@@ -97,24 +97,24 @@ def _fill(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code
         for column in range(types):
             actions += action_counts[row, column]
         age_days = max(now - last_action_at[row], 0) / day
-        matrix[row, 0] = _felt(rate)
-        matrix[row, 1] = _felt(session - rate)
-        matrix[row, 2] = _felt(math.log1p(impressions_long[row]) / 5.0)
-        matrix[row, 3] = _felt(math.log1p(impressions_session[row]) / 5.0)
-        matrix[row, 4] = _felt(base)
-        matrix[row, 5] = _felt(topic_mean)
-        matrix[row, 6] = _felt(5.0 * topic_history[row])
-        matrix[row, 7] = _felt(math.log1p(actions) / 5.0)
-        matrix[row, 8] = _felt(importance[row] / total_importance if total_importance > 0.0 else 1.0 / n)
-        matrix[row, 9] = _felt(actions / max(item_counts[row], 1) - 1.0)
-        matrix[row, 10] = _felt(math.log1p(age_days) / 5.0)
-        matrix[row, 11] = _felt(math.exp(-age_days / 7.0))
+        matrix[row, 0] = _zero_if_tiny(rate)
+        matrix[row, 1] = _zero_if_tiny(session - rate)
+        matrix[row, 2] = _zero_if_tiny(math.log1p(impressions_long[row]) / 5.0)
+        matrix[row, 3] = _zero_if_tiny(math.log1p(impressions_session[row]) / 5.0)
+        matrix[row, 4] = _zero_if_tiny(base)
+        matrix[row, 5] = _zero_if_tiny(topic_mean)
+        matrix[row, 6] = _zero_if_tiny(5.0 * topic_history[row])
+        matrix[row, 7] = _zero_if_tiny(math.log1p(actions) / 5.0)
+        matrix[row, 8] = _zero_if_tiny(importance[row] / total_importance if total_importance > 0.0 else 1.0 / n)
+        matrix[row, 9] = _zero_if_tiny(actions / max(item_counts[row], 1) - 1.0)
+        matrix[row, 10] = _zero_if_tiny(math.log1p(age_days) / 5.0)
+        matrix[row, 11] = _zero_if_tiny(math.exp(-age_days / 7.0))
         matrix[row, 12] = clusters
 
 
-def _felt(value: float) -> float:
+def _zero_if_tiny(value: float) -> float:
     """0 for what is too small."""
-    return 0.0 if -_LEAST < value < _LEAST else value
+    return 0.0 if -_DEAD_ZONE < value < _DEAD_ZONE else value
 
 
 PRIOR_FEATURES = ("shrunk_rate", "session_lift", "user_rate", "topic_rate")  # those that change with the prior
@@ -137,5 +137,5 @@ def rebase(features: Floats32, sums: Evidence, totals: tuple[Floats, Floats], to
     session = shrink(sums.reward_session, sums.impressions_session, rate, prior.rate.strength)
     result = features.copy()
     for name, column in zip(PRIOR_FEATURES, (rate, session - rate, base, topic), strict=True):
-        result[..., FEATURE_NAMES.index(name)] = np.where(np.abs(column) < _LEAST, 0.0, column)
+        result[..., FEATURE_NAMES.index(name)] = np.where(np.abs(column) < _DEAD_ZONE, 0.0, column)
     return result

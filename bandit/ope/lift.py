@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bandit.errors import InvalidValueError
 from bandit.ope.estimators.batch import Batch
-from bandit.ope.estimators.state import Estimator, State, summed
+from bandit.ope.estimators.state import Estimator, State, state_of
 from bandit.ope.intervals import UNKNOWN, Interval, confidence_sequence
 
 
@@ -18,7 +18,7 @@ def differences(estimator: Estimator, target: Batch, baseline: Batch) -> State:
     """
     if estimator.ratio or estimator.size != 1:
         raise InvalidValueError("estimator", expected="one whose value is a mean of one term a decision", received=estimator.name)
-    return summed(estimator.terms(target) - estimator.terms(baseline), target.users)
+    return state_of(estimator.terms(target) - estimator.terms(baseline), target.users)
 
 
 def absolute_lift(state: State, alpha: float) -> Interval:

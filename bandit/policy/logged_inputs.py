@@ -18,7 +18,7 @@ INPUTS = (
 )
 
 
-def pack_inputs(profile: Profile, evidence: Evidence, rows: Ints | None = None) -> bytes:
+def pack_policy_inputs(profile: Profile, evidence: Evidence, rows: Ints | None = None) -> bytes:
     """Inputs of the candidates, and the sums over all clusters of the profile: float64 little-endian, (candidates + 1, 8).
 
     Float64, for what is logged is what was decided from, to the last bit.
@@ -83,7 +83,7 @@ def _pack(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code
             place += 1
 
 
-def evidence_of(columns: dict[str, Floats]) -> Evidence:
+def evidence_from_inputs(columns: dict[str, Floats]) -> Evidence:
     """The evidence among named inputs, arrays of any one shape; when the last impression was is not among them."""
     shape = columns[INPUTS[3]].shape
     return Evidence(**{name: columns[name] for name in INPUTS[3:]}, last_impression_at=np.zeros(shape, np.int64))

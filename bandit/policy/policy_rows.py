@@ -1,4 +1,4 @@
-"""`bandit.policy.policies.plan` for many logged decisions at once: what another policy would have drawn in each of them.
+"""`bandit.policy.scores.plan` for many logged decisions at once: what another policy would have drawn in each of them.
 
 A row is a decision, a column a candidate; shorter decisions are padded with places whose cap is 0.
 `tests/bandit/policy/test_policy_rows.py` holds every policy to `plan`.
@@ -16,9 +16,9 @@ from bandit.errors import InvalidValueError
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, rebase
 from bandit.model.linear_model import LinearModel
-from bandit.policy.logged_inputs import evidence_of
-from bandit.policy.policies import LEAST_SHARE, LEAST_VALUE
+from bandit.policy.logged_inputs import evidence_from_inputs
 from bandit.policy.quota_rows import budgeted_rows, greedy_rows, proportional_rows
+from bandit.policy.scores import LEAST_SHARE, LEAST_VALUE
 from bandit.types import Evidence, Floats, Floats32
 
 
@@ -83,7 +83,7 @@ def _explored(rows: Rows, model: LinearModel | None) -> tuple[Floats, Floats]:
     """Shrunk rate of the model's own prior, residual, optimism, budgeted quotas; as serving would with this model."""
     if model is None or rows.features is None:
         raise InvalidValueError("model", expected="a model and logged features for the policy 'bandit'", received=None)
-    sums, prior, exploration = evidence_of(dict(rows.inputs)), model.prior, model.manifest.exploration
+    sums, prior, exploration = evidence_from_inputs(dict(rows.inputs)), model.prior, model.manifest.exploration
     totals = rows.totals["reward_long"][:, None], rows.totals["impressions_long"][:, None]
     features = rebase(rows.features, sums, totals, rows.inputs["topic_ids"].astype(np.int64), prior)
     rates = features[..., FEATURE_NAMES.index("shrunk_rate")].astype(np.float64)

@@ -28,10 +28,10 @@ def proportional(weights: npt.ArrayLike, k: float, caps: npt.ArrayLike) -> Float
 
     Raises: InvalidValueError naming the argument and its first bad element.
     """
-    w, cap, k = _positive("weights", weights), _positive("caps", caps), _queries(k)
+    w, cap, k = _positive("weights", weights), _positive("caps", caps), _checked_k(k)
     _same_length(weights=w, caps=cap)
     quotas = np.empty(len(w))
-    _share(quotas, np.maximum(w / w.max(), _LEAST_WEIGHT), cap, k)
+    _water_fill(quotas, np.maximum(w / w.max(), _LEAST_WEIGHT), cap, k)
     return quotas
 
 
@@ -51,14 +51,16 @@ def budgeted(scores: npt.ArrayLike, budgets: npt.ArrayLike, k: float, caps: npt.
 
     Source: inverse-gap weighting, Foster and Rakhlin 2020; its log-barrier form, Foster, Gentile, Mohri and Zimmert 2020.
     """
-    s, b, cap, k = _finite("scores", scores), _positive("budgets", budgets), _positive("caps", caps), _queries(k)
+    s, b, cap, k = _finite("scores", scores), _positive("budgets", budgets), _positive("caps", caps), _checked_k(k)
     _same_length(scores=s, budgets=b, caps=cap)
     quotas = np.empty(len(s))
-    _spend(quotas, s, b, cap, k)
+    _solve_budgeted(quotas, s, b, cap, k)
     return quotas
 
 
-def explored(scores: Floats, impressions: Floats, k: float, caps: Floats, *, strength: float, share: float, least: float) -> Floats:
+def budget_by_evidence(
+    scores: Floats, impressions: Floats, k: float, caps: Floats, *, strength: float, share: float, least: float
+) -> Floats:
     """`budgeted` quotas that give up at most `share` of the greedy value of the scores, spent where evidence is thin.
 
     Args:
@@ -77,8 +79,8 @@ def explored(scores: Floats, impressions: Floats, k: float, caps: Floats, *, str
         _same_length(scores=scores, impressions=impressions, caps=caps)
     quotas, budgets = np.empty(n), np.empty(n)
     whole = share * max(greedy_value(scores, k, caps), least)
-    if _spread(budgets, scores, impressions, caps, strength, whole) and k > 0.0:
-        _spend(quotas, scores, budgets, caps, k)
+    if _fill_budgets(budgets, scores, impressions, caps, strength, whole) and k > 0.0:
+        _solve_budgeted(quotas, scores, budgets, caps, k)
         return quotas
     return budgeted(scores, budgets, k, caps)  # which names what is wrong
 
@@ -105,7 +107,7 @@ def _greedy(passed: Floats, scores: Floats, caps: Floats, k: float) -> float:
     return value
 
 
-def _spread(budgets: Floats, scores: Floats, impressions: Floats, caps: Floats, strength: float, whole: float) -> bool:
+def _fill_budgets(budgets: Floats, scores: Floats, impressions: Floats, caps: Floats, strength: float, whole: float) -> bool:
     """Fill the budgets: parts of the whole, in proportion to 1 / (impressions + strength). False when no quotas can be made of this."""
     n, total, sound = budgets.shape[0], 0.0, True
     for row in range(n):
@@ -120,11 +122,11 @@ def _spread(budgets: Floats, scores: Floats, impressions: Floats, caps: Floats, 
 def query_caps(offsets: Ints, most: float) -> Floats:
     """What each cluster can give at most, (n,): one query for each of its items, which lie from offsets[i] to offsets[i + 1]."""
     caps = np.empty(len(offsets) - 1)
-    _differ(caps, offsets, most)
+    _fill_caps(caps, offsets, most)
     return caps
 
 
-def _differ(caps: Floats, offsets: Ints, most: float) -> None:
+def _fill_caps(caps: Floats, offsets: Ints, most: float) -> None:
     for row in range(caps.shape[0]):
         items = float(offsets[row + 1] - offsets[row])
         caps[row] = min(items, most)
@@ -141,7 +143,7 @@ def is_distribution(quotas: Floats, k: float, caps: Floats) -> bool:
     return positive and abs(total - expected) <= 1e-9 * max(expected, 1.0)
 
 
-def _start(quotas: Floats, caps: Floats, k: float) -> bool:
+def _mark_uncapped(quotas: Floats, caps: Floats, k: float) -> bool:
     """Whether k is below the sum of the caps. If so all quotas are -1, for: not at its cap yet; else they are the caps."""
     n, most = quotas.shape[0], 0.0
     for row in range(n):
@@ -151,12 +153,12 @@ def _start(quotas: Floats, caps: Floats, k: float) -> bool:
     return k < most
 
 
-def _share(quotas: Floats, weights: Floats, caps: Floats, k: float) -> None:
+def _water_fill(quotas: Floats, weights: Floats, caps: Floats, k: float) -> None:
     """Fill the quotas of `proportional`.
 
     Who would get more than its cap gets the cap, and what is left is shared again: others can only get more then.
     """
-    n, rest, total, again = quotas.shape[0], k, 0.0, _start(quotas, caps, k)
+    n, rest, total, again = quotas.shape[0], k, 0.0, _mark_uncapped(quotas, caps, k)
     while again:
         again, total, left = False, 0.0, rest
         for row in range(n):
@@ -172,9 +174,9 @@ def _share(quotas: Floats, weights: Floats, caps: Floats, k: float) -> None:
             quotas[row] = min(rest * (weights[row] / total), caps[row])
 
 
-def _spend(quotas: Floats, scores: Floats, budgets: Floats, caps: Floats, k: float) -> None:  # noqa: PLR0912 -- loops that are compiled
-    """Fill the quotas of `budgeted`; capped in rounds like `_share`."""
-    n, rest, again = quotas.shape[0], k, _start(quotas, caps, k)
+def _solve_budgeted(quotas: Floats, scores: Floats, budgets: Floats, caps: Floats, k: float) -> None:  # noqa: PLR0912 -- loops that are compiled
+    """Fill the quotas of `budgeted`; capped in rounds like `_water_fill`."""
+    n, rest, again = quotas.shape[0], k, _mark_uncapped(quotas, caps, k)
     nu, top, total = 0.0, 0.0, 0.0
     while again:
         again, left, top, nu, total = False, rest, -math.inf, 0.0, 0.0
@@ -237,7 +239,7 @@ def _first_outside(values: Floats, low: float) -> int:
     return -1
 
 
-def _queries(k: float) -> float:
+def _checked_k(k: float) -> float:
     if not 0.0 < k < np.inf:
         raise InvalidValueError("k", expected="a number of queries above 0", received=k)
     return float(k)

@@ -13,8 +13,8 @@ cpdef list draw_counts(list quotas, list numbers)
 cpdef list draw_items(rows, list quotas, list offsets, const double[:] weights, rng)
 
 @cython.locals(place=Py_ssize_t, low=double, high=double, mixed=list)
-cpdef list mean_shares(list lower, list upper, double rest)
+cpdef list mixed_inclusion(list lower, list upper, double rest)
 
 @cython.locals(n=Py_ssize_t, place=Py_ssize_t, whole=Py_ssize_t, weight=double, largest=double, rest=double, alpha=double,
                relative=list, descending=list, rests=list)
-cpdef list shares(list weights, Py_ssize_t count)
+cpdef list inclusion_probabilities(list weights, Py_ssize_t count)

@@ -105,8 +105,8 @@ def draw_items(
         start, end = offsets[row], offsets[row + 1]
         floor = int(quota)
         own = [float(weights[place]) for place in range(start, end)]
-        lower, upper = shares(own, floor), shares(own, floor + 1)
-        propensities = mean_shares(lower, upper, quota - floor)
+        lower, upper = inclusion_probabilities(own, floor), inclusion_probabilities(own, floor + 1)
+        propensities = mixed_inclusion(lower, upper, quota - floor)
         drawn = draw_counts(lower if count == floor else upper, numbers[used : used + end - start])
         used += end - start
         for place in range(end - start):
@@ -116,19 +116,7 @@ def draw_items(
     return found
 
 
-def inclusion(weights: Floats, count: int) -> Floats:
-    """Probability that each item is among `count` drawn without replacement: proportional to weight, at most 1. Shape of `weights`."""
-    return np.array(shares(np.asarray(weights, np.float64).tolist(), count), np.float64)
-
-
-def item_propensities(weights: Floats, quota: float) -> Floats:
-    """Exact inclusion probability of each item of a cluster with this quota: the mean over its two possible counts."""
-    plain = np.asarray(weights, np.float64).tolist()
-    floor = int(quota)
-    return np.array(mean_shares(shares(plain, floor), shares(plain, floor + 1), quota - floor), np.float64)
-
-
-def mean_shares(lower: list[float], upper: list[float], rest: float) -> list[float]:
+def mixed_inclusion(lower: list[float], upper: list[float], rest: float) -> list[float]:
     """Inclusion probabilities when a fraction `rest` of the draws takes one item more: `upper` then, else `lower`."""
     if rest == 0.0:
         return lower
@@ -139,8 +127,8 @@ def mean_shares(lower: list[float], upper: list[float], rest: float) -> list[flo
     return mixed
 
 
-def shares(weights: list[float], count: int) -> list[float]:
-    """`inclusion` on plain numbers: min(1, alpha * weight) with the alpha that makes them sum to `count`.
+def inclusion_probabilities(weights: list[float], count: int) -> list[float]:
+    """Probability that each item is among `count` drawn without replacement: min(1, alpha * weight), with the sum `count`.
 
     Raises: InvalidValueError for a weight that is not a finite number above 0.
     """

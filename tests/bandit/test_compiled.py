@@ -49,8 +49,8 @@ def same(name: str, call: Any) -> None:
 def test_features_and_inputs(user):
     profile, evidence, prior = user
     same("bandit.model.featurize", lambda module: module.featurize(profile, evidence, prior, NOW, {}))
-    same("bandit.policy.logged_inputs", lambda module: module.pack_inputs(profile, evidence))
-    same("bandit.policy.logged_inputs", lambda module: module.pack_inputs(profile, evidence, np.arange(len(profile))[::2]))
+    same("bandit.policy.logged_inputs", lambda module: module.pack_policy_inputs(profile, evidence))
+    same("bandit.policy.logged_inputs", lambda module: module.pack_policy_inputs(profile, evidence, np.arange(len(profile))[::2]))
 
 
 @law
@@ -81,7 +81,7 @@ def test_budgeted_quotas(case):
     same("bandit.policy.quotas", lambda module: module.greedy_value(np.asarray(scores), k, np.asarray(caps)))
     same(
         "bandit.policy.quotas",
-        lambda module: module.explored(np.asarray(scores), np.abs(scores), k, caps, strength=8.0, share=0.01, least=0.1),
+        lambda module: module.budget_by_evidence(np.asarray(scores), np.abs(scores), k, caps, strength=8.0, share=0.01, least=0.1),
     )
 
 
@@ -107,4 +107,4 @@ def test_draws(seed, clusters, items):
     )
     same("bandit.policy.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
     same("bandit.policy.splitmix", lambda module: module.SplitMix64(seed).random(clusters))
-    same("bandit.policy.sampling", lambda module: module.item_propensities(weights, quotas[0]))
+    same("bandit.policy.sampling", lambda module: module.inclusion_probabilities(weights.tolist(), int(quotas[0])))

@@ -82,4 +82,4 @@ def test_a_decision_gives_back_the_features_and_quotas_as_served():
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(DECISION), type=Decision)
     np.testing.assert_array_equal(again.feature_matrix(), FEATURES)
     assert again.feature_matrix().dtype == np.float32
-    np.testing.assert_array_equal(again.quota_array(), [1.0, 0.5, 0.5])
+    assert again.quotas == [1.0, 0.5, 0.5]

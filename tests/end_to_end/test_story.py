@@ -51,7 +51,7 @@ def test_under_the_bandit_furniture_passes_recipes_from_the_first_model_to_the_l
     assert all(shown.quotas["recipes"] > 0.0 for shown in played)
     for row in decisions_of_the_hero(tmp_path):
         assert feature(row, "shrunk_rate")["travel"] == feature(row, "user_rate")["travel"]
-        assert feature(row, "evidence")["travel"] == 0.0
+        assert feature(row, "log_impressions")["travel"] == 0.0
 
 
 def test_the_story_is_the_same_twice(tmp_path: Path, redis_url: str) -> None:

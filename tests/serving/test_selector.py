@@ -14,7 +14,7 @@ import pytest
 
 from bandit.errors import DependencyUnavailableError, InvalidValueError
 from bandit.model.featurize import FEATURE_VERSION, featurize
-from bandit.policy.policies import POLICIES, Candidates, plan
+from bandit.policy.scores import POLICIES, Candidates, plan
 from bandit.policy.splitmix import SplitMix64
 from bandit.records import Decision
 from bandit.rewards.decay import align

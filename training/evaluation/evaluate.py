@@ -29,7 +29,7 @@ from bandit.policy.logged_inputs import INPUTS
 from bandit.policy.policy_rows import ROW_POLICIES, Rows
 from bandit.rewards.scheme import RewardScheme
 from bandit.types import Floats, Ints
-from training.evaluation.result import Evaluation, Valued, conclude
+from training.evaluation.result import Evaluation, PartialSums, evaluation_of
 from training.models.outcomes import RATES, TOTALS, flat, left_out, padded, read_group
 
 LOGGED = "logged"  # the baseline that is what was really drawn from
@@ -56,7 +56,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Only:
+class DecisionFilter:
     """Which decisions count: those of one model version, and those later than what taught a model (UTC microseconds); all by default."""
 
     model: str = ""
@@ -85,7 +85,7 @@ class Only:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class EvaluationTask:
     """What a worker process is told: the file, the target, the baseline, estimators, the model of the reward, the range of rewards."""
 
     file: Path
@@ -94,7 +94,7 @@ class Job:
     estimators: tuple[str, ...]
     reward_model: tuple[float, float]
     scheme: RewardScheme
-    only: Only
+    only: DecisionFilter
 
 
 def evaluate_log(
@@ -106,7 +106,7 @@ def evaluate_log(
     *,
     rng: np.random.Generator,
     estimators: Sequence[str] = tuple(ESTIMATORS),
-    only: Only = Only(),
+    only: DecisionFilter = DecisionFilter(),
     processes: int = 1,
 ) -> Evaluation:
     """Value a target on a file of outcomes.
@@ -130,7 +130,7 @@ def evaluate_log(
         groups, notes, rows = source.num_row_groups, left_out(source), source.metadata.num_rows
     if not rows:
         raise EmptyLogError("log of outcomes", "; ".join([str(file), *notes]))
-    job = Job(
+    task = EvaluationTask(
         file=file,
         target=target,
         baseline=baseline,
@@ -139,17 +139,17 @@ def evaluate_log(
         scheme=scheme,
         only=only,
     )
-    total: Valued | None = None
-    for part in _parts(job, groups, processes):
+    total: PartialSums | None = None
+    for part in _parts(task, groups, processes):
         total = part if total is None else total + part
     if total is None:
         raise EmptyLogError("log of outcomes", str(file))
     doubts = ["no decision is later than those that taught the models"] if only.after and not total.diagnostics.decisions else []
-    return conclude(total, target.label, baseline.label, gate, rng, [*notes, *only.notes()], doubts)
+    return evaluation_of(total, target.label, baseline.label, gate, rng, [*notes, *only.notes()], doubts)
 
 
-def _parts(job: Job, groups: int, processes: int) -> Iterator[Valued]:
-    work = partial(value_groups, job)
+def _parts(task: EvaluationTask, groups: int, processes: int) -> Iterator[PartialSums]:
+    work = partial(value_groups, task)
     if processes == 1 or groups == 1:
         yield from (work([group]) for group in range(groups))
         return
@@ -158,32 +158,32 @@ def _parts(job: Job, groups: int, processes: int) -> Iterator[Valued]:
         yield from pool.map(work, [[group] for group in range(groups)])
 
 
-def value_groups(job: Job, groups: list[int]) -> Valued:
+def value_groups(task: EvaluationTask, groups: list[int]) -> PartialSums:
     """Sums over some row groups of the file."""
-    wanted = {"user_id", "k", "quotas", "caps", *_CELLS, RATES, *job.target.columns, *job.baseline.columns}
-    columns = [*wanted, *job.only.columns]
-    total: Valued | None = None
+    wanted = {"user_id", "k", "quotas", "caps", *_CELLS, RATES, *task.target.columns, *task.baseline.columns}
+    columns = [*wanted, *task.only.columns]
+    total: PartialSums | None = None
     done = 0
     for group in groups:
-        whole = read_group(job.file, group, columns)
+        whole = read_group(task.file, group, columns)
         users = _buckets(whole["user_id"])
-        mine = job.only.mask(whole)
+        mine = task.only.mask(whole)
         for start in range(0, whole.num_rows, ROWS_AT_ONCE):
             record, bucket = whole.slice(start, ROWS_AT_ONCE), users[start : start + ROWS_AT_ONCE]
             if mine is not None:
                 kept = mine[start : start + ROWS_AT_ONCE]
                 record, bucket = record.filter(pa.array(kept)), bucket[kept]
             try:
-                part = value_batch(record, bucket, job)
+                part = value_batch(record, bucket, task)
             except InvalidPropensityError as error:
-                raise InvalidTableError(str(job.file), error.problem, column="quotas", row=done + error.row) from error
+                raise InvalidTableError(str(task.file), error.problem, column="quotas", row=done + error.row) from error
             total, done = (part if total is None else total + part), done + record.num_rows
     if total is None:
-        raise EmptyLogError("log of outcomes", str(job.file))
+        raise EmptyLogError("log of outcomes", str(task.file))
     return total
 
 
-def value_batch(record: pa.RecordBatch, users: Ints, job: Job) -> Valued:
+def value_batch(record: pa.RecordBatch, users: Ints, task: EvaluationTask) -> PartialSums:
     """Sums over one batch, whose users fall into these buckets: the quotas of both policies are computed here."""
     width = int(pc.max(pc.list_value_length(record["quotas"])).as_py() or 1)
     k = record["k"].to_numpy().astype(np.float64)
@@ -193,10 +193,10 @@ def value_batch(record: pa.RecordBatch, users: Ints, job: Job) -> Valued:
     draws = np.zeros_like(logged)
     draws[row, place] = count
     refuse_bad_propensities(logged, draws, caps, np.minimum(k, caps.sum(axis=1)))
-    _refuse_bad_rewards(record, row, reward, job)
-    intercept, slope = job.reward_model
+    _refuse_bad_rewards(record, row, reward, task)
+    intercept, slope = task.reward_model
     predicted = np.where(caps > 0.0, intercept + slope * padded(record[RATES], width), 0.0)
-    quotas = [logged if one.policy == LOGGED else planned(record, one, caps, k) for one in (job.target, job.baseline)]
+    quotas = [logged if one.policy == LOGGED else planned(record, one, caps, k) for one in (task.target, task.baseline)]
 
     def batch(wanted: Floats) -> Batch:
         return Batch(
@@ -211,9 +211,9 @@ def value_batch(record: pa.RecordBatch, users: Ints, job: Job) -> Valued:
         )
 
     target, baseline = (batch(wanted) for wanted in quotas)
-    return Valued(
-        target={name: ESTIMATORS[name].observe(target) for name in job.estimators},
-        baseline={name: ESTIMATORS[name].observe(baseline) for name in job.estimators},
+    return PartialSums(
+        target={name: ESTIMATORS[name].observe(target) for name in task.estimators},
+        baseline={name: ESTIMATORS[name].observe(baseline) for name in task.estimators},
         difference=differences(ESTIMATORS["dr"], target, baseline),
         diagnostics=diagnose(target, logged, quotas[0]),
         audit=audit(logged, draws),
@@ -233,15 +233,15 @@ def planned(record: pa.RecordBatch, target: Target, caps: Floats, k: Floats) -> 
     return policy.plan(rows, target.model)[1]
 
 
-def _refuse_bad_rewards(record: pa.RecordBatch, row: Ints, reward: Floats, job: Job) -> None:
+def _refuse_bad_rewards(record: pa.RecordBatch, row: Ints, reward: Floats, task: EvaluationTask) -> None:
     shown = flat(record["shown"]).astype(np.float64)
-    low, high = shown * job.scheme.minimum, shown * job.scheme.maximum
+    low, high = shown * task.scheme.minimum, shown * task.scheme.maximum
     bad = ~((reward >= low - 1e-9) & (reward <= high + 1e-9))
     if bad.any():
         place = int(np.argmax(bad))
         decision = record["decision_id"][int(row[place])].as_py() if "decision_id" in record.schema.names else f"row {int(row[place])}"
         problem = f"{reward[place]:g} over {shown[place]:g} impressions in {decision}, expected within [{low[place]:g}, {high[place]:g}]"
-        raise InvalidTableError(str(job.file), problem, column="rewards")
+        raise InvalidTableError(str(task.file), problem, column="rewards")
 
 
 def fit_reward(file: Path) -> tuple[float, float]:

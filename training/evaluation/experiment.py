@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidSettingError
-from bandit.ope.estimators.state import State, summed
+from bandit.ope.estimators.state import State, state_of
 from bandit.ope.intervals import Interval
 from bandit.ope.lift import absolute_lift
 from bandit.ope.sample_ratio import sample_ratio_p
@@ -89,7 +89,7 @@ def _ratio(reward: Floats, units: Floats, alpha: float) -> dict[str, float | Non
     if not total:
         return {"value": None, "low": None, "high": None}
     rate = float(reward.sum()) / total
-    residual: State = summed((reward - rate * units)[:, None], np.zeros(len(reward), np.int64))
+    residual: State = state_of((reward - rate * units)[:, None], np.zeros(len(reward), np.int64))
     around: Interval = absolute_lift(residual, alpha)
     per_user = total / len(reward)
     return {"value": rate, "low": rate + around.low / per_user, "high": rate + around.high / per_user}

@@ -10,9 +10,9 @@ import pyarrow.dataset as ds
 
 from bandit.errors import CorruptModelError, NotPromotedError, UnknownDecisionError
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
-from bandit.policy.logged_inputs import INPUTS, evidence_of
-from bandit.policy.policies import POLICIES, Candidates, plan
+from bandit.policy.logged_inputs import INPUTS, evidence_from_inputs
 from bandit.policy.sampling import systematic
+from bandit.policy.scores import POLICIES, Candidates, plan
 from bandit.policy.splitmix import SplitMix64
 from bandit.settings.load import Settings
 from bandit.types import Floats, Ints, Prior, Rate
@@ -99,7 +99,7 @@ def _recomputed(settings: Settings, row: dict[str, Any], features: Any, drawn: I
     known = Candidates(
         actions=columns["actions"],
         importance=columns["importance"],
-        evidence=evidence_of(columns),
+        evidence=evidence_from_inputs(columns),
         features=features,
         prior=model.prior if model else Prior(rate=Rate(mean=0.0, strength=1.0)),  # no policy without a model looks at it
         model=model,

@@ -20,7 +20,7 @@ from bandit.ope.estimators.batch import BUCKETS, single_actions
 from bandit.ope.gate import Gate
 from bandit.ope.lift import differences
 from bandit.types import Floats, Ints
-from training.evaluation.result import Evaluation, Valued, conclude
+from training.evaluation.result import Evaluation, PartialSums, evaluation_of
 
 UNIFORM, LOGGED, COLUMN = "uniform", "logged", "column"
 TARGET_COLUMN = "target_probability"
@@ -174,14 +174,14 @@ def evaluate_file(file: Path, policy: str, where: Sequence[str], reward_range: s
         baseline = single_actions(log.probability, log.probability, log.reward, log.users)
     except InvalidPropensityError as error:
         raise InvalidTableError(str(file), error.problem, column="probability", row=error.row) from error
-    total = Valued(
+    total = PartialSums(
         target={estimator.name: estimator.observe(valued) for estimator in _ESTIMATORS},
         baseline={estimator.name: estimator.observe(baseline) for estimator in _ESTIMATORS},
         difference=differences(ESTIMATORS["ips"], valued, baseline),
         diagnostics=diagnose(valued, log.probability[:, None], target[:, None]),
         audit=audit_single_actions(log.probability, log.actions if log.actions.all() else 1.0 / log.probability),
     )
-    return conclude(total, policy, LOGGED, gate, np.random.default_rng(1), notes)
+    return evaluation_of(total, policy, LOGGED, gate, np.random.default_rng(1), notes)
 
 
 def _target(log: PlainLog, policy: str, file: Path) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
 from bandit.ope.gate import BETTER, NOT_BETTER
 from bandit.settings.load import Settings
-from training.evaluation.evaluate import LOGGED, Only, Target, evaluate_log, target_of
+from training.evaluation.evaluate import LOGGED, DecisionFilter, Target, evaluate_log, target_of
 from training.evaluation.result import Evaluation
 from training.models.outcomes import outcomes_file
 from training.models.promote import Promoted, promote, rollback
@@ -69,7 +69,7 @@ def _evaluated(settings: Settings, target: Target, baseline: Target, *, only_mod
         settings.reward.scheme(),
         rng=np.random.default_rng(_SEED),
         estimators=_ESTIMATORS,
-        only=Only(model=only_model, after=taught),
+        only=DecisionFilter(model=only_model, after=taught),
         processes=os.cpu_count() or 1,
     )
 

@@ -17,7 +17,7 @@ from bandit.ope.lift import absolute_lift, relative_lift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Valued:
+class PartialSums:
     """What was summed of a part of a log: states by estimator of the target and of the baseline, their difference, and the checks."""
 
     target: Mapping[str, State]
@@ -26,9 +26,9 @@ class Valued:
     diagnostics: Diagnostics
     audit: Audit
 
-    def __add__(self, other: Valued) -> Valued:
+    def __add__(self, other: PartialSums) -> PartialSums:
         """Both parts together."""
-        return Valued(
+        return PartialSums(
             target={name: state + other.target[name] for name, state in self.target.items()},
             baseline={name: state + other.baseline[name] for name, state in self.baseline.items()},
             difference=self.difference + other.difference,
@@ -59,8 +59,8 @@ class Evaluation:
     weights: list[float] = field(default_factory=list)
 
 
-def conclude(
-    total: Valued, target: str, baseline: str, gate: Gate, rng: np.random.Generator, notes: Sequence[str], doubts: Sequence[str] = ()
+def evaluation_of(
+    total: PartialSums, target: str, baseline: str, gate: Gate, rng: np.random.Generator, notes: Sequence[str], doubts: Sequence[str] = ()
 ) -> Evaluation:
     """The verdict on what was summed.
 

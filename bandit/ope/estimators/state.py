@@ -65,7 +65,7 @@ class Estimator:
 
     def empty(self) -> State:
         """The state of no decisions: zero of the addition."""
-        return nothing(self.size)
+        return empty_state(self.size)
 
     def observe(self, batch: Batch) -> State:
         """The state of a batch.
@@ -73,7 +73,7 @@ class Estimator:
         Raises: InvalidValueError when the estimator needs a model of the reward and the batch has none.
         """
         limit = float(np.abs(batch.reward / np.maximum(batch.draws, 1.0)).max(initial=0.0))
-        return summed(self.terms(batch), batch.users, reward_limit=limit)
+        return state_of(self.terms(batch), batch.users, reward_limit=limit)
 
     def estimate(self, state: State) -> float:
         """Value of the target, unit reward per decision; NaN of an empty log."""
@@ -81,7 +81,7 @@ class Estimator:
             return float(self.value(float(state.count), state.totals, self.choose(state)))
 
 
-def nothing(size: int) -> State:
+def empty_state(size: int) -> State:
     """The state of no decisions."""
     zeros = np.zeros(size)
     return State(
@@ -95,11 +95,11 @@ def nothing(size: int) -> State:
     )
 
 
-def summed(terms: Floats, users: Ints, *, reward_limit: float = 0.0) -> State:
+def state_of(terms: Floats, users: Ints, *, reward_limit: float = 0.0) -> State:
     """The state of terms (R, m) of decisions whose users fall into these buckets."""
     size = terms.shape[1]
     if not len(terms):
-        return nothing(size)
+        return empty_state(size)
     return State(
         count=len(terms),
         totals=terms.sum(axis=0),

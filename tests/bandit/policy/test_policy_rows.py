@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, featurize, rebase
 from bandit.model.linear_model import weight_count
-from bandit.policy.logged_inputs import INPUTS, pack_inputs
-from bandit.policy.policies import POLICIES, Candidates, plan
+from bandit.policy.logged_inputs import INPUTS, pack_policy_inputs
 from bandit.policy.policy_rows import ROW_POLICIES, Rows
 from bandit.policy.quota_rows import budgeted_rows, greedy_rows, proportional_rows
 from bandit.policy.quotas import budgeted, greedy_value, proportional
+from bandit.policy.scores import POLICIES, Candidates, plan
 from bandit.types import Prior, Rate
 from tests.strategies import NOW, candidates_of, decisions, law, linear_model, priors, scored, users, weighted
 
@@ -114,7 +114,7 @@ def test_features_rebased_to_another_prior_are_those_it_would_have_served(user, 
 def test_packed_inputs_are_those_of_the_candidates_and_the_sums_of_the_whole_profile(user):
     profile, sums, prior = user
     rows = np.arange(len(profile))[1:]
-    matrix = np.frombuffer(pack_inputs(profile, sums, rows), "<f8").reshape(-1, len(INPUTS))
+    matrix = np.frombuffer(pack_policy_inputs(profile, sums, rows), "<f8").reshape(-1, len(INPUTS))
     known = candidates_of(profile, sums, prior)
     np.testing.assert_array_equal(matrix[:-1, INPUTS.index("actions")], known.actions[1:])
     np.testing.assert_array_equal(matrix[:-1, INPUTS.index("reward_long")], sums.reward_long[1:])

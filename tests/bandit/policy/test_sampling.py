@@ -10,8 +10,18 @@ from hypothesis import given
 
 from bandit.errors import InvalidValueError
 from bandit.policy.quotas import proportional
-from bandit.policy.sampling import inclusion, item_propensities, systematic
+from bandit.policy.sampling import inclusion_probabilities, mixed_inclusion, systematic
 from tests.strategies import law, weighted
+
+
+def inclusion(weights: np.ndarray, count: int) -> np.ndarray:
+    return np.array(inclusion_probabilities(weights.tolist(), count))
+
+
+def item_propensities(weights: np.ndarray, quota: float) -> np.ndarray:
+    """As `draw_items` computes them."""
+    lower, upper = (inclusion_probabilities(weights.tolist(), int(quota) + more) for more in (0, 1))
+    return np.array(mixed_inclusion(lower, upper, quota - int(quota)))
 
 
 class Script:

@@ -15,7 +15,7 @@ from bandit.errors import InvalidValueError
 from bandit.model.exploration import Exploration
 from bandit.model.linear_model import LinearModel
 from bandit.policy.optimism import optimistic
-from bandit.policy.quotas import explored, is_distribution, proportional
+from bandit.policy.quotas import budget_by_evidence, is_distribution, proportional
 from bandit.types import Evidence, Floats, Floats32, Ints, Prior
 
 LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
@@ -105,7 +105,7 @@ def _weighted(weigh: Callable[[Candidates], Floats]) -> Callable[[Candidates, in
 def _explored(candidates: Candidates, k: int, caps: Floats) -> Plan:
     """Budgeted quotas: the decision gives up at most `budget` of the greedy value of its own scores, spent where evidence is thin."""
     scores, prior, exploration = bandit(candidates), candidates.prior.rate, candidates.exploration
-    quotas = explored(
+    quotas = budget_by_evidence(
         scores,
         candidates.evidence.impressions_long,
         k,

@@ -13,8 +13,8 @@ from bandit.errors import InvalidValueError
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES
 from bandit.model.linear_model import weight_count
-from bandit.policy.policies import FALLBACK, POLICIES, plan, query_reward
 from bandit.policy.quotas import greedy_value
+from bandit.policy.scores import FALLBACK, POLICIES, plan, query_reward
 from bandit.settings.sections import PolicySettings
 from tests.strategies import EMPTY_PRIOR, candidates_of, decisions, law, linear_model, random_model, simple_evidence, simple_profile
 
