@@ -16,6 +16,7 @@ Floats32: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 _MANY = 1000  # topics, from which on finding the different ones pays
+SUM_NAMES = ("impressions_session", "reward_session", "impressions_long", "reward_long", "draws_session")
 MICROSECONDS_PER_DAY = 86_400_000_000
 MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -105,41 +106,55 @@ class Profile:
         return totals
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Five decayed sums of each cluster, float64 (5, ...): one row a sum, in the order of `SUM_NAMES`."""
+
+    values: Floats
+
+    def __post_init__(self) -> None:
+        """Refuse what has no row for each sum."""
+        if self.values.ndim < 2 or len(self.values) != len(SUM_NAMES):
+            raise InvalidValueError("Sums.values", expected=f"shape ({len(SUM_NAMES)}, n)", received=self.values.shape)
+
+    @property
+    def impressions_session(self) -> Floats:
+        """Impressions, session half-life."""
+        return self.values[0, ...]
+
+    @property
+    def reward_session(self) -> Floats:
+        """Reward, session half-life."""
+        return self.values[1, ...]
+
+    @property
+    def impressions_long(self) -> Floats:
+        """Impressions, long half-life."""
+        return self.values[2, ...]
+
+    @property
+    def reward_long(self) -> Floats:
+        """Reward, long half-life."""
+        return self.values[3, ...]
+
+    @property
+    def draws_session(self) -> Floats:
+        """Queries drawn, session half-life."""
+        return self.values[4, ...]
+
+    def take(self, rows: Ints) -> Sums:
+        """The sums of some of the clusters, by position."""
+        return Sums(self.values.take(rows, axis=1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterRewards:
-    """A user's decayed sums as the fold wrote them, at reference time `as_of` (UTC microseconds); every array (m,).
+    """A user's sums as the fold wrote them, (5, m), at reference time `as_of` (UTC microseconds).
 
     The m clusters need not be those of the profile: rows are matched by id (`bandit.rewards.decay.align`).
     """
 
     cluster_ids: list[str]
     as_of: int
-    impressions_session: Floats
-    reward_session: Floats
-    impressions_long: Floats
-    reward_long: Floats
-    draws_session: Floats
+    sums: Sums
     last_impression_at: Ints
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """The same sums, aligned to the profile's clusters and moved to the time of the decision; every array (n,)."""
-
-    impressions_session: Floats
-    reward_session: Floats
-    impressions_long: Floats
-    reward_long: Floats
-    draws_session: Floats
-    last_impression_at: Ints
-
-    def take(self, rows: Ints) -> Evidence:
-        """The evidence of some of the clusters, by position."""
-        return Evidence(
-            impressions_session=self.impressions_session[rows],
-            reward_session=self.reward_session[rows],
-            impressions_long=self.impressions_long[rows],
-            reward_long=self.reward_long[rows],
-            draws_session=self.draws_session[rows],
-            last_impression_at=self.last_impression_at[rows],
-        )

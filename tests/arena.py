@@ -21,7 +21,7 @@ from bandit.rewards.decay import HalfLives, align, decay
 from bandit.rewards.prior import fit_prior
 from bandit.rewards.scheme import IMPRESSION, RewardScheme
 from bandit.settings.sections import PolicySettings, TrainingSettings
-from bandit.types import ClusterRewards, Evidence, Floats, Floats32, Ints, Prior, Profile, Rate
+from bandit.types import ClusterRewards, Floats, Floats32, Ints, Prior, Profile, Rate, Sums
 from feature_repo import names
 from feature_repo.names import SUMS
 from tests.worlds import QUERIES, ROUND, DriftingWorld, Outcome, World, best, happen, now, profiles, worth
@@ -49,13 +49,13 @@ class Situation:
     profiles: Sequence[Profile]
     sums: dict[str, Floats]
 
-    def evidence(self, user: int) -> Evidence:
+    def evidence(self, user: int) -> Sums:
         profile, there = self.profiles[user], self.there[user]
         rewards = ClusterRewards(
             cluster_ids=profile.cluster_ids,
             as_of=self.at,
+            sums=Sums(np.array([self.sums[name][user, there] for name in SUMS])),
             last_impression_at=np.zeros(len(profile), np.int64),
-            **{name: total[user, there] for name, total in self.sums.items()},
         )
         return align(profile, rewards, self.at, HALF_LIVES)
 

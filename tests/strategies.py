@@ -12,7 +12,7 @@ from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
 from bandit.policy.scores import Candidates
-from bandit.types import MICROSECONDS_PER_DAY, Evidence, Prior, Profile, Rate
+from bandit.types import MICROSECONDS_PER_DAY, Prior, Profile, Rate, Sums
 
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025
 EMPTY_PRIOR = Prior(rate=Rate(mean=0.1, strength=8.0))
@@ -100,18 +100,12 @@ def profiles(draw: st.DrawFn, min_clusters: int = 0, max_clusters: int = 8) -> P
 
 
 @st.composite
-def evidence(draw: st.DrawFn, n: int) -> Evidence:
+def evidence(draw: st.DrawFn, n: int) -> Sums:
     """Decayed sums of n clusters; each reward within [-1, 2] per impression, as the default scheme clips it."""
     impressions = st.one_of(st.just(0.0), positive(1e-9, 1e6))
     session, long = draw(arrays(impressions, n)), draw(arrays(impressions, n))
-    return Evidence(
-        impressions_session=session,
-        reward_session=session * draw(arrays(st.floats(-1.0, 2.0), n)),
-        impressions_long=long,
-        reward_long=long * draw(arrays(st.floats(-1.0, 2.0), n)),
-        draws_session=draw(arrays(impressions, n)),
-        last_impression_at=draw(arrays(st.integers(0, NOW), n, np.int64)),
-    )
+    earned = [impressions * draw(arrays(st.floats(-1.0, 2.0), n)) for impressions in (session, long)]
+    return Sums(np.array([session, earned[0], long, earned[1], draw(arrays(impressions, n))]))
 
 
 @st.composite
@@ -121,7 +115,7 @@ def priors(draw: st.DrawFn) -> Prior:
 
 
 @st.composite
-def users(draw: st.DrawFn, min_clusters: int = 0) -> tuple[Profile, Evidence, Prior]:
+def users(draw: st.DrawFn, min_clusters: int = 0) -> tuple[Profile, Sums, Prior]:
     profile = draw(profiles(min_clusters))
     return profile, draw(evidence(len(profile))), draw(priors())
 
@@ -137,7 +131,7 @@ def decisions(draw: st.DrawFn) -> tuple[Candidates, int, np.ndarray]:
 
 
 def candidates_of(
-    profile: Profile, sums: Evidence, prior: Prior, model: LinearModel | None = None, exploration: Exploration | None = None
+    profile: Profile, sums: Sums, prior: Prior, model: LinearModel | None = None, exploration: Exploration | None = None
 ) -> Candidates:
     return Candidates(
         actions=profile.action_counts.sum(axis=1),
@@ -167,17 +161,10 @@ def simple_profile(n: int) -> Profile:
     )
 
 
-def simple_evidence(impressions: list[float], reward: list[float], draws: list[float] | None = None) -> Evidence:
+def simple_evidence(impressions: list[float], reward: list[float], draws: list[float] | None = None) -> Sums:
     """The same sums for the session and for the long run."""
     sums, earned = np.array(impressions, np.float64), np.array(reward, np.float64)
-    return Evidence(
-        impressions_session=sums,
-        reward_session=earned,
-        impressions_long=sums,
-        reward_long=earned,
-        draws_session=np.zeros(len(sums)) if draws is None else np.array(draws, np.float64),
-        last_impression_at=np.where(sums > 0.0, NOW, 0),
-    )
+    return Sums(np.array([sums, earned, sums, earned, np.zeros(len(sums)) if draws is None else draws]))
 
 
 def reordered(profile: Profile, rows: np.ndarray) -> Profile:

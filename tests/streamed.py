@@ -133,7 +133,6 @@ class Streamed:
             assert row is not None, user
             assert row.as_of >= max(at for _, _, at in added)
             changes = [change for change in history if change.user_id == user]
-            found = np.column_stack([row.impressions_session, row.reward_session, row.impressions_long, row.reward_long, row.draws_session])
             expected = {cluster: np.zeros(5) for cluster in row.cluster_ids}
             for cluster_id, action, at in added:
                 session, long = 2.0 ** ((at - row.as_of) / SESSION), 2.0 ** ((at - row.as_of) / LONG)
@@ -142,7 +141,7 @@ class Streamed:
                 for credited, share in credit(cluster_id, at, changes).items():
                     expected[credited] += share * cells
             for place, cluster_id in enumerate(row.cluster_ids):
-                assert found[place] == pytest.approx(expected[cluster_id], rel=1e-9, abs=1e-12), (user, cluster_id)
+                assert row.sums.values[:, place] == pytest.approx(expected[cluster_id], rel=1e-9, abs=1e-12), (user, cluster_id)
         verified = verify(self.settings)
         assert verified.differing == {}
         assert verified.users == len(terms)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from bandit.rewards.prior import shrink
-from bandit.types import MICROSECONDS_PER_DAY, Evidence, Floats, Floats32, Ints, Prior, Profile
+from bandit.types import MICROSECONDS_PER_DAY, Floats, Floats32, Ints, Prior, Profile, Sums
 
 FEATURE_VERSION = 1
 FEATURE_NAMES = (
@@ -32,7 +32,7 @@ FEATURE_NAMES = (
 _DEAD_ZONE = 1e-4  # smaller magnitudes become 0: adaptive learners divide by them (--coin gave NaN weights)
 
 
-def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, context: dict[str, str]) -> Floats32:  # noqa: ARG001
+def featurize(profile: Profile, evidence: Sums, prior: Prior, now: int, context: dict[str, str]) -> Floats32:  # noqa: ARG001
     """Feature matrix of n clusters, float32 (n, len(FEATURE_NAMES)), in the order of `FEATURE_NAMES`.
 
     Args:
@@ -43,44 +43,16 @@ def featurize(profile: Profile, evidence: Evidence, prior: Prior, now: int, cont
         context: of the request; logged with the decision, no feature of this version depends on it.
     """
     matrix = np.empty((len(profile), len(FEATURE_NAMES)), np.float32)
-    _fill(
-        matrix,
-        profile.topic_ids,
-        prior.topic_means,
-        prior.rate.mean,
-        prior.rate.strength,
-        evidence.impressions_session,
-        evidence.reward_session,
-        evidence.impressions_long,
-        evidence.reward_long,
-        profile.topic_history,
-        profile.item_counts,
-        profile.action_counts,
-        profile.importance,
-        profile.last_action_at,
-        now,
-    )
+    _fill(matrix, profile, evidence.values, prior, now)
     return matrix
 
 
-def _fill(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code takes
-    matrix: Floats32,
-    topic_ids: Ints,
-    topic_means: dict[int, float],
-    mean: float,
-    strength: float,
-    impressions_session: Floats,
-    reward_session: Floats,
-    impressions_long: Floats,
-    reward_long: Floats,
-    topic_history: Floats,
-    item_counts: Ints,
-    action_counts: Floats,
-    importance: Floats,
-    last_action_at: Ints,
-    now: int,
-) -> None:
-    """Write the features, (n, len(FEATURE_NAMES)), from arrays of (n,); action_counts is (n, action types)."""
+def _fill(matrix: Floats32, profile: Profile, sums: Floats, prior: Prior, now: int) -> None:
+    """Write the features, (n, len(FEATURE_NAMES)); `sums` are those of `Sums`, (5, n)."""
+    impressions_session, reward_session, impressions_long, reward_long = sums[0], sums[1], sums[2], sums[3]
+    topic_ids, topic_history, item_counts = profile.topic_ids, profile.topic_history, profile.item_counts
+    action_counts, importance, last_action_at = profile.action_counts, profile.importance, profile.last_action_at
+    topic_means, mean, strength = prior.topic_means, prior.rate.mean, prior.rate.strength
     n, types = action_counts.shape[0], action_counts.shape[1]
     reward, impressions, total_importance = 0.0, 0.0, 0.0
     for row in range(n):
@@ -120,7 +92,7 @@ def _zero_if_tiny(value: float) -> float:
 PRIOR_FEATURES = ("shrunk_rate", "session_lift", "user_rate", "topic_rate")  # those that change with the prior
 
 
-def rebase(features: Floats32, sums: Evidence, totals: tuple[Floats, Floats], topic_ids: Ints, prior: Prior) -> Floats32:
+def rebase(features: Floats32, sums: Sums, totals: tuple[Floats, Floats], topic_ids: Ints, prior: Prior) -> Floats32:
     """The features that `featurize` would have made under another prior, for any number of decisions at once.
 
     Args:

@@ -8,12 +8,12 @@ import numpy as np
 
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES
-from bandit.types import Evidence, Floats, Floats32
+from bandit.types import Floats, Floats32, Sums
 
 _SHRUNK_RATE = FEATURE_NAMES.index("shrunk_rate")
 
 
-def optimistic(features: Floats32, residuals: Floats, evidence: Evidence, strength: float, exploration: Exploration) -> Floats:
+def optimistic(features: Floats32, residuals: Floats, evidence: Sums, strength: float, exploration: Exploration) -> Floats:
     """Shrunk rate, plus the learned residual within its limit, plus `optimism` standard deviations, (n,); unit reward per impression.
 
     The deviation is that of a rate of as many impressions as were seen, are assumed by the prior, or are in flight: still expected from
@@ -28,33 +28,14 @@ def optimistic(features: Floats32, residuals: Floats, evidence: Evidence, streng
         exploration: what may be spent.
     """
     scores = np.empty(len(residuals))
-    _score(
-        scores,
-        features[:, _SHRUNK_RATE],
-        residuals,
-        evidence.impressions_long,
-        evidence.impressions_session,
-        evidence.draws_session,
-        strength,
-        exploration.impressions_per_query,
-        exploration.residual_limit,
-        exploration.optimism,
-    )
+    _score(scores, features[:, _SHRUNK_RATE], residuals, evidence.values, strength, exploration)
     return scores
 
 
-def _score(  # noqa: PLR0913, PLR0917 -- arrays by themselves: what compiled code takes
-    scores: Floats,
-    rates: Floats32,
-    residuals: Floats,
-    impressions_long: Floats,
-    impressions_session: Floats,
-    draws_session: Floats,
-    strength: float,
-    impressions_per_query: float,
-    limit: float,
-    optimism: float,
-) -> None:
+def _score(scores: Floats, rates: Floats32, residuals: Floats, sums: Floats, strength: float, exploration: Exploration) -> None:
+    """Write the scores, (n,); `sums` are those of `Sums`, (5, n)."""
+    impressions_session, impressions_long, draws_session = sums[0], sums[2], sums[4]
+    impressions_per_query, limit, optimism = exploration.impressions_per_query, exploration.residual_limit, exploration.optimism
     for row in range(scores.shape[0]):
         rate = float(rates[row])
         residual = min(max(residuals[row], -limit), limit)

@@ -19,7 +19,7 @@ from bandit.model.linear_model import LinearModel
 from bandit.policy.logged_inputs import evidence_from_inputs
 from bandit.policy.quota_rows import budgeted_rows, greedy_rows, proportional_rows
 from bandit.policy.scores import LEAST_SHARE, LEAST_VALUE
-from bandit.types import Evidence, Floats, Floats32
+from bandit.types import Floats, Floats32, Sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def _explored(rows: Rows, model: LinearModel | None) -> tuple[Floats, Floats]:
     return scores, budgeted_rows(scores, budgets, rows.k, rows.caps)
 
 
-def _certainty(sums: Evidence, strength: float, exploration: Exploration) -> Floats:
+def _certainty(sums: Sums, strength: float, exploration: Exploration) -> Floats:
     in_flight = np.maximum(sums.draws_session * exploration.impressions_per_query - sums.impressions_session, 0.0)
     return np.asarray(sums.impressions_long + strength + in_flight, np.float64)
 

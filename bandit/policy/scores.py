@@ -16,7 +16,7 @@ from bandit.model.exploration import Exploration
 from bandit.model.linear_model import LinearModel
 from bandit.policy.optimism import optimistic
 from bandit.policy.quotas import budget_by_evidence, is_distribution, proportional
-from bandit.types import Evidence, Floats, Floats32, Ints, Prior
+from bandit.types import Floats, Floats32, Ints, Prior, Sums
 
 LEAST_VALUE = 1e-6  # where nothing earns anything: the budget must stay positive for every cluster to keep a chance
 LEAST_SHARE = 0.01  # of the average weight: a cluster with nothing but hides is still drawn now and then
@@ -31,7 +31,7 @@ class Candidates:
 
     actions: Floats
     importance: Floats
-    evidence: Evidence
+    evidence: Sums
     features: Floats32
     prior: Prior
     model: LinearModel | None

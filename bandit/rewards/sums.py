@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bandit.rewards.decay import HalfLives
 from bandit.rewards.lineage import Reclustering, credit
 from bandit.rewards.scheme import RewardScheme
-from bandit.types import ClusterRewards, Floats, Ints
+from bandit.types import ClusterRewards, Floats, Ints, Sums
 
 DRAW = -1  # code of a drawn query, beside those of the action types
 MAX_CLUSTERS = 1000  # of one user; a clustering makes a tenth of that
@@ -150,21 +150,13 @@ class UserSums:
 
     def rewards(self) -> ClusterRewards:
         """The sums as serving reads them."""
-        impressions_session, reward_session, impressions_long, reward_long, draws_session = self.columns
         return ClusterRewards(
-            cluster_ids=self.cluster_ids,
-            as_of=self.as_of,
-            impressions_session=impressions_session,
-            reward_session=reward_session,
-            impressions_long=impressions_long,
-            reward_long=reward_long,
-            draws_session=draws_session,
-            last_impression_at=self.last_impression_at,
+            cluster_ids=self.cluster_ids, as_of=self.as_of, sums=Sums(self.columns), last_impression_at=self.last_impression_at
         )
 
     @property
     def columns(self) -> Floats:
-        """The five sums, one row each: (5, clusters), in the order of `ClusterRewards`."""
+        """The five sums, (5, clusters), in the order of `Sums`."""
         return np.ascontiguousarray(self.values[:, :_ACTIONS].T)
 
     @property
@@ -193,8 +185,7 @@ class UserSums:
         made = cls(folding)
         made.as_of, made.lineage = rewards.as_of, lineage[-_LINEAGE_KEPT:]
         made._rows = {cluster_id: row for row, cluster_id in enumerate(rewards.cluster_ids)}
-        five = (rewards.impressions_session, rewards.reward_session, rewards.impressions_long, rewards.reward_long, rewards.draws_session)
-        made.values = np.column_stack((*five, action_sums)).astype(np.float64)
+        made.values = np.column_stack((*rewards.sums.values, action_sums)).astype(np.float64)
         made.last_impression_at = np.asarray(rewards.last_impression_at, np.int64).copy()
         return made
 

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bandit.errors import FeatureStoreError, InvalidValueError
-from bandit.types import ClusterRewards, Profile
+from bandit.types import ClusterRewards, Profile, Sums
 from feature_repo import names
 from serving.features.feast_format import ReadCommand, doubles, field_name, integer, integers, lazy_strings, project_of, strings
 from serving.redis_io.address import Address
@@ -116,14 +116,4 @@ def _rewards(row: list[bytes]) -> ClusterRewards:
     arrays = [doubles(values) for values in sums]
     if any(len(values) != len(ids) for values in (*arrays, last)):
         raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, (*arrays, last))])
-    impressions_session, reward_session, impressions_long, reward_long, draws = arrays
-    return ClusterRewards(
-        cluster_ids=ids,
-        as_of=integer(as_of),
-        impressions_session=impressions_session,
-        reward_session=reward_session,
-        impressions_long=impressions_long,
-        reward_long=reward_long,
-        draws_session=draws,
-        last_impression_at=last,
-    )
+    return ClusterRewards(cluster_ids=ids, as_of=integer(as_of), sums=Sums(np.array(arrays)), last_impression_at=last)

@@ -11,13 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.rewards.decay import HalfLives
-from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, ClusterRewards
+from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES, ClusterRewards, Sums
 from tests.plain import COMPILED, both
 from tests.strategies import NOW, decisions, law, scored, users, weighted
 
 HALF_LIVES = HalfLives(session=30 * MICROSECONDS_PER_MINUTE, long=30 * MICROSECONDS_PER_DAY)
-
-SUMS = ("impressions_session", "reward_session", "draws_session", "impressions_long", "reward_long")
 
 
 def test_nine_modules_are_compiled():
@@ -58,10 +56,9 @@ def test_features_and_inputs(user):
 def test_evidence(user, random):
     profile, _, _ = user
     ids = [*random.sample(profile.cluster_ids, len(profile) // 2), "gone"]
-    sums = {name: np.array([random.uniform(0.0, 9.0) for _ in ids]) for name in SUMS}
-    known = ClusterRewards(cluster_ids=ids, as_of=NOW - 7 * MICROSECONDS_PER_MINUTE, last_impression_at=np.arange(len(ids)), **sums)
-    for name in (*SUMS, "last_impression_at"):
-        same("bandit.rewards.decay", lambda module, name=name: getattr(module.align(profile, known, NOW, HALF_LIVES), name))
+    sums = Sums(np.array([[random.uniform(0.0, 9.0) for _ in ids] for _ in SUM_NAMES]))
+    known = ClusterRewards(cluster_ids=ids, as_of=NOW - 7 * MICROSECONDS_PER_MINUTE, sums=sums, last_impression_at=np.arange(len(ids)))
+    same("bandit.rewards.decay", lambda module: module.align(profile, known, NOW, HALF_LIVES).values)
 
 
 @law

@@ -349,7 +349,7 @@ profile, rewards = FeatureReader(settings.feature_repo_path, settings.redis_url,
 entities = pd.DataFrame({"user_id": ["u0"], "event_timestamp": [datetime.fromtimestamp(0, UTC) + timedelta(microseconds=now)]})
 store = open_store(settings.feature_repo_path, settings.redis_url)
 past = store.get_historical_features(entity_df=entities, features=["cluster_rewards:as_of"]).to_df()
-sums, last = [f"{value:.10g}" for value in rewards.impressions_session], rewards.last_impression_at.tolist()
+sums, last = [f"{value:.10g}" for value in rewards.sums.impressions_session], rewards.last_impression_at.tolist()
 print(json.dumps({"rows": rows, "as_of": rewards.as_of, "sums": sums, "last": last, "past": int(past["as_of"][0]), "joined": joined.rows}))
 """
 

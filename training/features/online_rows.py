@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # importing Feast switches on the DeprecationWa
     from feast.protos.feast.types.Value_pb2 import DoubleList, Int64List, StringList, Value
 
 from bandit.rewards.sums import UserSums
-from bandit.types import ClusterRewards
+from bandit.types import ClusterRewards, Sums
 from feature_repo import names
 
 _WRITE = """
@@ -97,7 +97,7 @@ class RewardRows:
             cluster_ids=held[names.CLUSTER_IDS],
             as_of=held[names.AS_OF],
             last_impression_at=np.array(held[names.LAST_IMPRESSION_AT], np.int64),
-            **{name: np.array(held[name], np.float64) for name in names.SUMS},
+            sums=Sums(np.array([held[name] for name in names.SUMS], np.float64)),
         )
 
 

@@ -21,7 +21,7 @@ from bandit.errors import EmptyLogError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.rewards.sums import Folding, UserSums
 from bandit.settings.load import Settings
-from bandit.types import ClusterRewards
+from bandit.types import ClusterRewards, Sums
 from feature_repo import names
 from feature_repo.partitions import partition
 from training.features.fold import read_draws, rows_per_user, sums
@@ -89,9 +89,9 @@ def users_from_logs(
     actions = folding.scheme.action_types
     for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_batches():
         for row in batch.to_pylist():
-            arrays = {name: np.array(row[name], np.float64) for name in names.SUMS}
+            five = Sums(np.array([row[name] for name in names.SUMS], np.float64))
             last = np.array(row[names.LAST_IMPRESSION_AT], np.int64)
-            rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, last_impression_at=last, **arrays)
+            rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, sums=five, last_impression_at=last)
             counts = np.array(row[names.ACTION_SUMS], np.float64).reshape(len(last), -1)
             yield row["user_id"], UserSums.of(folding, rewards, counts, history.get(row["user_id"], []))
 

@@ -151,5 +151,5 @@ def _values(sums: UserSums, ids: list[str]) -> Floats:
 
 
 def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:
-    equal = all(np.array_equal(getattr(sums, name), getattr(row, name)) for name in (*names.SUMS, names.LAST_IMPRESSION_AT))
+    equal = np.array_equal(sums.sums.values, row.sums.values) and np.array_equal(sums.last_impression_at, row.last_impression_at)
     return equal and sums.cluster_ids == row.cluster_ids

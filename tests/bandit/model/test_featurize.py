@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bandit.model.featurize import FEATURE_NAMES, featurize
 from bandit.rewards.decay import HalfLives, align
 from bandit.rewards.prior import shrink
-from bandit.types import MICROSECONDS_PER_MINUTE, ClusterRewards, Prior, Rate
+from bandit.types import MICROSECONDS_PER_MINUTE, ClusterRewards, Prior, Rate, Sums
 from tests.strategies import EMPTY_PRIOR, NOW, law, reordered, simple_evidence, simple_profile, users
 
 DEAD_ZONE = 1.01e-4  # features below 1e-4 are set to 0
@@ -89,11 +89,7 @@ def test_time_moves_the_features_of_the_session_and_leaves_the_long_run_rate():
     rewards = ClusterRewards(
         cluster_ids=["c0", "c1"],
         as_of=NOW,
-        impressions_session=impressions,
-        reward_session=reward,
-        impressions_long=impressions,
-        reward_long=reward,
-        draws_session=zero,
+        sums=Sums(np.array([impressions, reward, impressions, reward, zero])),
         last_impression_at=np.array([NOW, NOW]),
     )
     profile = simple_profile(2)

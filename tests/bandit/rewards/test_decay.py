@@ -11,21 +11,24 @@ from hypothesis import strategies as st
 
 from bandit.errors import InvalidValueError
 from bandit.rewards.decay import HalfLives, align, decay
-from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, ClusterRewards, Evidence
+from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES, ClusterRewards, Sums
 from tests.strategies import NOW, law, reordered, simple_profile
 
 HALF_LIVES = HalfLives(session=30 * MICROSECONDS_PER_MINUTE, long=14 * MICROSECONDS_PER_DAY)
-SUMS = ("impressions_session", "reward_session", "impressions_long", "reward_long", "draws_session")
 
 
 def rewards(ids: list[str], as_of: int = NOW, seed: int = 0) -> ClusterRewards:
     rng = np.random.default_rng(seed)
-    sums = {name: rng.uniform(0.0, 9.0, len(ids)) for name in SUMS}
-    return ClusterRewards(cluster_ids=ids, as_of=as_of, last_impression_at=NOW - rng.integers(0, 10**12, len(ids)), **sums)
+    sums = Sums(rng.uniform(0.0, 9.0, (len(SUM_NAMES), len(ids))))
+    return ClusterRewards(cluster_ids=ids, as_of=as_of, sums=sums, last_impression_at=NOW - rng.integers(0, 10**12, len(ids)))
 
 
-def columns(evidence: Evidence) -> dict[str, np.ndarray]:
-    return {field.name: getattr(evidence, field.name) for field in dataclasses.fields(evidence)}
+def test_each_sum_has_its_row():
+    sums = Sums(np.arange(10.0).reshape(5, 2))
+    for row, name in enumerate(SUM_NAMES):
+        np.testing.assert_array_equal(getattr(sums, name), [2 * row, 2 * row + 1])
+    with pytest.raises(InvalidValueError, match=r"Sums\.values"):
+        Sums(np.zeros((4, 2)))
 
 
 def test_decay_halves_each_half_life_and_never_grows_when_time_runs_back():
@@ -48,50 +51,45 @@ def test_a_moved_sum_equals_the_sum_over_events_at_the_new_time():
     assert at(NOW) * decay(later - NOW, HALF_LIVES.long) == pytest.approx(at(later), rel=1e-12)
 
 
-def test_each_sum_moves_with_its_own_half_life_and_times_stay():
+def test_each_sum_moves_with_its_own_half_life():
     profile, sums = simple_profile(3), rewards(["c0", "c1", "c2"])
     now, later = align(profile, sums, NOW, HALF_LIVES), align(profile, sums, NOW + HALF_LIVES.session, HALF_LIVES)
-    for name in SUMS:
+    np.testing.assert_array_equal(now.values, sums.sums.values)
+    for name in SUM_NAMES:
         factor = 0.5 if name.endswith("session") else decay(HALF_LIVES.session, HALF_LIVES.long)
-        np.testing.assert_array_equal(getattr(now, name), getattr(sums, name))
         np.testing.assert_allclose(getattr(later, name), factor * getattr(now, name), rtol=1e-12)
-    np.testing.assert_array_equal(later.last_impression_at, sums.last_impression_at)
 
 
 def test_clusters_are_matched_by_id_never_by_position():
     profile = simple_profile(4)
-    whole = columns(align(profile, rewards(["c0", "c1", "c2", "c3"]), NOW, HALF_LIVES))
+    whole = align(profile, rewards(["c0", "c1", "c2", "c3"]), NOW, HALF_LIVES)
     sums = rewards(["c0", "c1", "c2", "c3"])
     rows = np.array([2, 0, 3, 1])
     moved = dataclasses.replace(
         sums,
         cluster_ids=[sums.cluster_ids[row] for row in rows],
-        last_impression_at=sums.last_impression_at[rows],
-        **{name: getattr(sums, name)[rows] for name in SUMS},
+        sums=sums.sums.take(rows),
     )
-    for name, values in columns(align(profile, moved, NOW, HALF_LIVES)).items():
-        np.testing.assert_array_equal(values, whole[name])
-    for name, values in columns(align(reordered(profile, rows), sums, NOW, HALF_LIVES)).items():
-        np.testing.assert_array_equal(values, whole[name][rows])
+    np.testing.assert_array_equal(align(profile, moved, NOW, HALF_LIVES).values, whole.values)
+    np.testing.assert_array_equal(align(reordered(profile, rows), sums, NOW, HALF_LIVES).values, whole.values[:, rows])
 
 
 def test_clusters_that_the_rewards_do_not_name_get_zero_and_the_others_are_left_out():
     sums = rewards(["gone", "c1"])
-    for name, values in columns(align(simple_profile(3), sums, NOW, HALF_LIVES)).items():
-        np.testing.assert_array_equal(values, [0, getattr(sums, name)[1], 0])
+    values = align(simple_profile(3), sums, NOW, HALF_LIVES).values
+    np.testing.assert_array_equal(values[:, 1], sums.sums.values[:, 1])
+    np.testing.assert_array_equal(values[:, [0, 2]], 0.0)
 
 
 @pytest.mark.parametrize("sums", [None, rewards([])])
 @pytest.mark.parametrize("n", [0, 3])
 def test_without_rewards_all_evidence_is_zero(sums, n):
-    for values in columns(align(simple_profile(n), sums, NOW, HALF_LIVES)).values():
-        np.testing.assert_array_equal(values, np.zeros(n))
+    np.testing.assert_array_equal(align(simple_profile(n), sums, NOW, HALF_LIVES).values, np.zeros((5, n)))
 
 
 def test_take_keeps_the_rows_that_were_asked_for():
     whole = align(simple_profile(3), rewards(["c0", "c1", "c2"]), NOW, HALF_LIVES)
-    for name, values in columns(whole.take(np.array([2, 0]))).items():
-        np.testing.assert_array_equal(values, getattr(whole, name)[[2, 0]])
+    np.testing.assert_array_equal(whole.take(np.array([2, 0])).values, whole.values[:, [2, 0]])
 
 
 @pytest.mark.parametrize("name", ["session", "long"])

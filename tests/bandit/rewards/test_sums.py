@@ -15,7 +15,7 @@ from bandit.rewards.decay import HalfLives
 from bandit.rewards.lineage import Move, Reclustering, credit
 from bandit.rewards.scheme import RewardScheme
 from bandit.rewards.sums import DRAW, MAX_CLUSTERS, Folding, Term, UserSums
-from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
+from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES
 from tests.strategies import NOW, law
 
 DAY, MINUTE = MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
@@ -23,7 +23,6 @@ WEIGHTS = {"repin": 1.0, "click": 0.5, "hide": -1.0}
 FOLDING = Folding(scheme=RewardScheme(weights=WEIGHTS, minimum=-1.0, maximum=2.0), half_lives=HalfLives(session=30 * MINUTE, long=14 * DAY))
 ACTIONS = FOLDING.scheme.action_types
 TOLERANCE = 1e-9
-COLUMNS = ("impressions_session", "reward_session", "impressions_long", "reward_long", "draws_session")
 Cells = dict[str, list[float]]  # the five columns, then one count per action type
 
 clusters = st.sampled_from(["a", "b", "c", "d"])
@@ -48,7 +47,7 @@ def reclusterings(draw: st.DrawFn, max_size: int = 4) -> list[Reclustering]:
 
 def by_formula(added: Sequence[Term], as_of: int, history: Sequence[Reclustering] = ()) -> Cells:
     """S(T) = sum of r_e * 2^(-(T - t_e) / h), each term where `credit` puts it."""
-    cells: Cells = defaultdict(lambda: [0.0] * (len(COLUMNS) + len(ACTIONS)))
+    cells: Cells = defaultdict(lambda: [0.0] * (len(SUM_NAMES) + len(ACTIONS)))
     for cluster_id, code, at in added:
         session, long = math.exp2((at - as_of) / (30 * MINUTE)), math.exp2((at - as_of) / (14 * DAY))
         for credited, share in credit(cluster_id, at, history).items():
@@ -70,7 +69,7 @@ def cells_of(sums: UserSums) -> Cells:
 def assert_same(found: Cells, expected: Cells) -> None:
     """To 1e-9 relative; sums of both signs may cancel, to far below the size of what was added."""
     for cluster_id in {*found, *expected}:
-        empty = [0.0] * (len(COLUMNS) + len(ACTIONS))
+        empty = [0.0] * (len(SUM_NAMES) + len(ACTIONS))
         assert found.get(cluster_id, empty) == pytest.approx(expected.get(cluster_id, empty), rel=TOLERANCE, abs=1e-12), cluster_id
 
 
@@ -154,8 +153,8 @@ def test_serving_reads_the_columns_by_their_names(given_terms: list[Term]) -> No
     rewards, expected = sums.rewards(), by_formula(given_terms, sums.as_of)
     assert rewards.cluster_ids == sums.cluster_ids
     assert rewards.as_of == sums.as_of
-    for place, name in enumerate(COLUMNS):
-        assert getattr(rewards, name).tolist() == pytest.approx(
+    for place, name in enumerate(SUM_NAMES):
+        assert getattr(rewards.sums, name).tolist() == pytest.approx(
             [expected[one][place] for one in rewards.cluster_ids], rel=TOLERANCE, abs=1e-12
         )
     assert sums.action_sums.shape == (len(rewards.cluster_ids), len(ACTIONS))

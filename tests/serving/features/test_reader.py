@@ -14,7 +14,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
 
 from bandit.errors import DependencyUnavailableError, FeatureStoreError
-from bandit.types import ClusterRewards, Profile
+from bandit.types import SUM_NAMES, ClusterRewards, Profile
 from feature_repo import names
 from feature_repo.store import open_store
 from serving.features.reader import _CLUSTERS, _REWARDS, FeatureReader
@@ -36,13 +36,15 @@ def publicly(served: Served, view: str, columns: list[str], user: str) -> dict[s
 
 def plainly(record: Profile | ClusterRewards, columns: list[str]) -> dict[str, Any]:
     """The record as Feast would say it: flat lists."""
-    values = {name: getattr(record, name) for name in columns}
+    values = {name: getattr(record.sums if name in names.SUMS else record, name) for name in columns}
     return {name: value.ravel().tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
 def test_every_field_is_read() -> None:
     assert {field.name for field in dataclasses.fields(Profile)} == set(_CLUSTERS)
-    assert {field.name for field in dataclasses.fields(ClusterRewards)} == set(_REWARDS)
+    read = {name for name in _REWARDS if name not in names.SUMS}
+    assert {field.name for field in dataclasses.fields(ClusterRewards)} == {*read, "sums"}
+    assert names.SUMS == SUM_NAMES
 
 
 @pytest.mark.parametrize("user", REWARDED)

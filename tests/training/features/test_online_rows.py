@@ -73,7 +73,8 @@ def publicly(deployment: Deployment, user: str) -> dict[str, Any]:
 
 def expected_row(deployment: Deployment, sums: UserSums) -> dict[str, Any]:
     rewards = sums.rewards()
-    row: dict[str, Any] = {name: getattr(rewards, name) for name in FEATURES if hasattr(rewards, name)}
+    row: dict[str, Any] = dict(zip(names.SUMS, rewards.sums.values, strict=True))
+    row |= {name: getattr(rewards, name) for name in FEATURES if hasattr(rewards, name)}
     row[names.ACTION_TYPES] = deployment.settings.reward.scheme().action_types
     row[names.ACTION_SUMS] = sums.action_sums.ravel()
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
@@ -82,7 +83,7 @@ def expected_row(deployment: Deployment, sums: UserSums) -> dict[str, Any]:
 def assert_equal(found: ClusterRewards | None, expected: ClusterRewards) -> None:
     assert found is not None
     for name in ClusterRewards.__dataclass_fields__:
-        left, right = getattr(found, name), getattr(expected, name)
+        left, right = (record.sums.values if name == "sums" else getattr(record, name) for record in (found, expected))
         np.testing.assert_array_equal(left, right, err_msg=name)
 
 
