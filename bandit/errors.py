@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class Status(enum.IntEnum):
+    """Exit status of the command line; each error says with which one a verb ends."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_PROMOTED = 3  # or not to be told
+    UNAVAILABLE = 4
+
 
 class QueryRewardsError(Exception):
     """Base of all errors of this project."""
+
+    status: ClassVar[Status] = Status.FAILED
 
 
 class InvalidValueError(QueryRewardsError, ValueError):
@@ -13,6 +29,8 @@ class InvalidValueError(QueryRewardsError, ValueError):
     Attributes: name (which one), expected (in words), received (the value).
     """
 
+    status = Status.USAGE
+
     def __init__(self, name: str, *, expected: str, received: object) -> None:
         self.name, self.expected, self.received = name, expected, received
         super().__init__(f"{name}: expected {expected}, received {received!r}")
@@ -20,6 +38,8 @@ class InvalidValueError(QueryRewardsError, ValueError):
 
 class InvalidSettingError(QueryRewardsError, ValueError):
     """A settings file or an environment variable holds an unknown key or a bad value."""
+
+    status = Status.USAGE
 
     def __init__(self, source: str, key: str, problem: str) -> None:
         self.source, self.key, self.problem = source, key, problem
@@ -59,8 +79,20 @@ class EmptyLogError(QueryRewardsError, LookupError):
         super().__init__(f"the {log} is empty: no rows found in {place}")
 
 
+class MissingExtraError(QueryRewardsError, ImportError):
+    """A verb needs packages that this installation lacks."""
+
+    status = Status.USAGE
+
+    def __init__(self, verb: str, extra: str, module: str) -> None:
+        self.verb, self.extra, self.module = verb, extra, module
+        super().__init__(f"{verb} needs pip install 'query-rewards[{extra}]' (no module {module!r})")
+
+
 class DependencyUnavailableError(QueryRewardsError, ConnectionError):
     """A service that this call needs does not answer."""
+
+    status = Status.UNAVAILABLE
 
     def __init__(self, service: str, place: str, reason: str) -> None:
         self.service, self.place, self.reason = service, place, reason
@@ -73,6 +105,8 @@ class DeadlineExceededError(DependencyUnavailableError):
 
 class BacklogFullError(QueryRewardsError, BlockingIOError):
     """The feedback stream holds more than may wait: nothing of the call was taken, and the caller keeps it and tries again."""
+
+    status = Status.UNAVAILABLE
 
     def __init__(self, partition: int, waiting: int, limit: int) -> None:
         self.partition, self.waiting, self.limit = partition, waiting, limit
@@ -105,8 +139,73 @@ class LearnerError(QueryRewardsError, RuntimeError):
     """Vowpal Wabbit failed in its child process."""
 
 
+class NoModelError(QueryRewardsError, LookupError):
+    """A verb takes the newest model, and the registry holds none."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self) -> None:
+        super().__init__("no model was trained yet: run `query-rewards train`")
+
+
+class UnknownModelError(QueryRewardsError, LookupError):
+    """The registry does not hold this version."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self, version: str, model: str) -> None:
+        self.version, self.model = version, model
+        super().__init__(f"no version {version!r} of model {model!r}")
+
+
+class NoEarlierChampionError(QueryRewardsError, LookupError):
+    """A rollback needs a model that served before the champion, and none did."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(f"model {model!r}: there is no earlier champion to go back to")
+
+
+class TooFewRowsError(QueryRewardsError, RuntimeError):
+    """There are fewer training rows than a model may learn from."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self, rows: int, minimum: int) -> None:
+        self.rows, self.minimum = rows, minimum
+        super().__init__(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
+
+
+class NoComparisonError(QueryRewardsError, RuntimeError):
+    """The log holds nothing to compare a candidate with the champion on."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self, version: str, champion: str, reason: str) -> None:
+        self.version, self.champion, self.reason = version, champion, reason
+        super().__init__(f"cannot tell whether version {version} is better than {champion}: {reason}")
+
+
+class NotBetterError(QueryRewardsError, RuntimeError):
+    """An evaluation does not find its target better than the baseline: the verdict, and its reasons."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self, target: str, baseline: str, verdict: str, reasons: Sequence[str]) -> None:
+        self.target, self.baseline, self.verdict, self.reasons = target, baseline, verdict, reasons
+        super().__init__(f"{target} against {baseline}: {verdict}: {'; '.join(reasons)}")
+
+
 class NotPromotedError(QueryRewardsError, RuntimeError):
-    """There is nothing that may be promoted, or nothing to go back to."""
+    """A retraining ended without a new champion."""
+
+    status = Status.NOT_PROMOTED
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class LockHeldError(QueryRewardsError, BlockingIOError):

@@ -201,7 +201,7 @@ def load(folder: Path) -> None:
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[None]:
     """A consumer in a process of its own, once it owns every partition."""
-    command = [sys.executable, "-m", "training.cli", "stream", "--settings", str(folder / DEFAULT_FILE)]
+    command = [sys.executable, "-m", "query_rewards", "stream", "--settings", str(folder / DEFAULT_FILE)]
     client = connect(load_settings(folder / DEFAULT_FILE).redis_url)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

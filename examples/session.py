@@ -86,7 +86,7 @@ def _last_week(folder: Path, redis_url: str, policy: str, start: int, rng: np.ra
 def _stream(folder: Path, settings: Settings) -> Iterator[None]:
     """`query-rewards stream` in a process of its own, from when it owns every partition."""
     client = connect(settings.redis_url)
-    command = [sys.executable, "-W", "ignore", "-m", "training.cli", "stream", "--settings", str(folder / DEFAULT_FILE)]
+    command = [sys.executable, "-W", "ignore", "-m", "query_rewards", "stream", "--settings", str(folder / DEFAULT_FILE)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 -- our own module
         try:
             _until(lambda: client.exists(*(names.STATE_KEY % number for number in range(names.PARTITIONS))) == names.PARTITIONS, process)

@@ -1,39 +1,26 @@
-"""The command line: `query-rewards VERB`. Data on stdout, progress on stderr; exit 0 done, 1 failed, 2 usage, 3 not promoted, 4 away."""
+"""The verbs of the batch side. Each loads only what it needs: a verb that was not asked for must not cost seconds, nor need its extra."""
+
+# ruff: noqa: PLC0415 -- see above
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bandit.errors import (
-    DependencyUnavailableError,
-    InvalidSettingError,
-    InvalidValueError,
-    NotPromotedError,
-    QueryRewardsError,
-    StreamDiffersError,
-)
+from bandit.errors import InvalidSettingError, NotBetterError, NotPromotedError, StreamDiffersError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
-from training.console import AsJson, AsOf, SettingsFile, fail, now, progress_bar, run_step, show, stderr, time_of
-from training.deployment import create
+from training.console import AsJson, AsOf, SettingsFile, now, progress_bar, run_step, show, stderr, stop_event, time_of, verb
 from training.lock import locked
 
-FAILED, USAGE, NOT_PROMOTED, AWAY = 1, 2, 3, 4
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn which of a user's clusters are worth querying.")
-
-
-@app.command()
+@verb(extra="training")
 def init(folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = Path()) -> None:
     """Write a settings file and a Feast repository to start from. Nothing that exists is overwritten."""
+    from training.deployment import create
+
     for file, written in create(folder).items():
         if written:
             typer.echo(file)
@@ -41,7 +28,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Folder to write to.")] = P
             stderr.print(f"{file} exists, left as it is")
 
 
-@app.command()
+@verb(extra="training")
 def cluster(
     history: Annotated[Path, typer.Option(help="Parquet: user_id, item_id, action, occurred_at.")],
     embeddings: Annotated[Path, typer.Option(help="Parquet: item_id, embedding and, if known, topic.")],
@@ -50,8 +37,8 @@ def cluster(
     as_json: AsJson = False,
 ) -> None:
     """Cluster each user's engaged items: a new snapshot of `user_clusters`."""
-    from training.clustering import cluster as step  # noqa: PLC0415 -- each verb loads only what it needs
-    from training.stream.publish import publish  # noqa: PLC0415
+    from training.clustering import cluster as step
+    from training.stream.publish import publish
 
     settings = load_settings(settings_file)
     streaming = settings.stream.enabled
@@ -69,7 +56,7 @@ def cluster(
     show(result, as_json)
 
 
-@app.command()
+@verb(extra="training")
 def fold(
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     as_of: AsOf = "",
@@ -79,35 +66,31 @@ def fold(
     as_json: AsJson = False,
 ) -> None:
     """Fold the feedback log into decayed sums: a new snapshot of `cluster_rewards`."""
-    from training.features import fold as step  # noqa: PLC0415
+    from training.features import fold as step
 
     if verify:
-        _verify(load_settings(settings_file), as_json)
+        from training.stream.verify import verify as compare
+
+        with stderr.status("comparing the stream with the batch fold"):
+            compared = compare(load_settings(settings_file))
+        show(compared.counts(), as_json)
+        for user, problem in list(compared.differing.items())[:20]:
+            stderr.print(f"user {user!r}: {problem}", highlight=False, markup=False, soft_wrap=True)
+        if compared.differing:
+            raise StreamDiffersError(len(compared.differing), compared.users)
         return
     run_step("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=time_of(as_of), now=now()))
 
 
-@app.command()
+@verb(extra="training")
 def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Apply the Feast definitions and write new snapshots to Redis, as `feast apply` and `feast materialize-incremental` do."""
-    from training.features import feature_store as step  # noqa: PLC0415
+    from training.features import feature_store as step
 
     run_step("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=time_of(as_of))})
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def feedback(context: typer.Context) -> None:
-    """Append feedback events from a file to the stream (`query-rewards feedback --help`)."""
-    _serving("feedback", context)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def serve(context: typer.Context) -> None:
-    """Serve selections over HTTP (`query-rewards serve --help`)."""
-    _serving("serve", context)
-
-
-@app.command()
+@verb(extra="training")
 def stream(
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     once: Annotated[bool, typer.Option("--once", help="End when nothing waits any more.")] = False,
@@ -116,7 +99,7 @@ def stream(
     as_json: AsJson = False,
 ) -> None:
     """Fold feedback and decisions as they happen, until SIGTERM; several processes share the work."""
-    from training.stream import run as step  # noqa: PLC0415
+    from training.stream import run as step
 
     settings = load_settings(settings_file)
     if not settings.stream.enabled:
@@ -124,16 +107,16 @@ def stream(
             str(settings_file), "stream.enabled", "is false: two writers of cluster_rewards would overwrite each other"
         )
     with stderr.status("starting") as status:
-        stopped = _stopped()
+        stopped = stop_event()
         result = step.stream(settings, stopped.is_set, once=once, rebuild=rebuild, metrics_port=metrics_port, say=status.update)
     show(result, as_json)
 
 
-@app.command()
+@verb(extra="training")
 def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Move decisions out of Redis, and join those whose window has closed with their feedback."""
-    from training.logs import archive  # noqa: PLC0415
-    from training.models import join as step  # noqa: PLC0415
+    from training.logs import archive
+    from training.models import join as step
 
     def run(settings: Settings) -> object:
         archive.move_logs(settings)
@@ -142,15 +125,15 @@ def join(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_
     run_step("join", settings_file, as_json, run)
 
 
-@app.command()
+@verb(extra="training")
 def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Learn a candidate model from the joined rows."""
-    from training.models import train as step  # noqa: PLC0415
+    from training.models import train as step
 
     run_step("train", settings_file, as_json, lambda settings: step.train(settings, as_of=time_of(as_of)))
 
 
-@app.command()
+@verb(extra="training")
 def promote(
     version: Annotated[str, typer.Option(help="Version to promote; the newest when left out.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Do not ask the gate.")] = False,
@@ -158,12 +141,12 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Let a model serve, if the gate finds it better than the one that does."""
-    from training.evaluation import gate as step  # noqa: PLC0415
+    from training.evaluation import gate as step
 
     run_step("promote", settings_file, as_json, lambda settings: step.promote_if_better(settings, version=version or None, force=force))
 
 
-@app.command()
+@verb(extra="training")
 def evaluate(
     policy: Annotated[str, typer.Option(help="A policy that needs no model; on foreign logs: uniform, logged or column.")] = "",
     model: Annotated[str, typer.Option(help="A model version; the newest when no policy is named.")] = "",
@@ -176,45 +159,45 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """What a policy would have earned on logged traffic, and whether that can be told. Exit 0 for better, 3 otherwise."""
-    from training.evaluation.result import as_dict  # noqa: PLC0415
+    from training.evaluation.result import as_dict
 
     if logs is not None:
-        from training.evaluation import foreign_logs  # noqa: PLC0415
+        from training.evaluation import foreign_logs
 
         settings = load_settings(settings_file) if settings_file.exists() else Settings()
         found = foreign_logs.evaluate_file(logs, policy or "uniform", where or [], reward_range, settings.gate.gate())
     else:
-        from training.evaluation import gate  # noqa: PLC0415
+        from training.evaluation import gate
 
         settings = load_settings(settings_file)
         with stderr.status("evaluating"):
             found = gate.evaluate(settings, policy=policy, version=model, against=against)
     if report is not None:
-        from training.evaluation import report as written  # noqa: PLC0415
+        from training.evaluation import report as written
 
         report.write_text(written.page(found, settings if logs is None else None), encoding="utf-8")
     content = as_dict(found)
     show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
     if found.verdict != "better":
-        raise NotPromotedError(f"{found.target} against {found.baseline}: {found.verdict}: {'; '.join(found.reasons)}")
+        raise NotBetterError(found.target, found.baseline, found.verdict, found.reasons)
 
 
-@app.command()
+@verb(extra="training")
 def experiment(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
     """Reward per impression and per request of each arm, with intervals that hold at every look, and a sample-ratio check."""
-    from training.evaluation import experiment as step  # noqa: PLC0415
+    from training.evaluation import experiment as step
 
     show(step.report(load_settings(settings_file)), as_json)
 
 
-@app.command()
+@verb(extra="training")
 def explain(
     decision_id: Annotated[str, typer.Argument(help="As in the decision log.")],
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     as_json: AsJson = False,
 ) -> None:
     """Why a decision drew its queries, and whether recomputing it from the log gives the same bytes."""
-    from training.evaluation import explain as step  # noqa: PLC0415
+    from training.evaluation import explain as step
 
     found = step.explain(load_settings(settings_file), decision_id)
     if as_json:
@@ -223,18 +206,18 @@ def explain(
         typer.echo(step.as_text(found))
 
 
-@app.command()
+@verb(extra="training")
 def rollback(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
     """Let the model before this one serve again."""
-    from training.models import promote as step  # noqa: PLC0415
+    from training.models import promote as step
 
     run_step("promote", settings_file, as_json, step.rollback)
 
 
-@app.command()
+@verb(extra="training")
 def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
     """Every step since the last run: move, fold, materialize, join, train, promote. For a scheduler; exit 3 when nothing was promoted."""
-    from training import retrain as step  # noqa: PLC0415
+    from training import retrain as step
 
     settings = load_settings(settings_file)
     with locked(settings.data_path, "retrain"), stderr.status("starting") as status:
@@ -244,58 +227,12 @@ def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", 
         raise NotPromotedError(result.not_promoted)
 
 
-@app.command()
+@verb(extra="training")
 def learn(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson = False) -> None:
     """Small updates of the served model every `training.every_seconds`, until SIGTERM."""
-    from training import update as step  # noqa: PLC0415
+    from training import update as step
 
     settings = load_settings(settings_file)
     if not settings.training.every_seconds:
         raise InvalidSettingError(str(settings_file), "training.every_seconds", "is 0: the served model changes by `retrain` only")
-    step.keep_learning(settings, clock=now, wait=_stopped().wait, show=lambda updated: show(updated, as_json))
-
-
-def _stopped() -> threading.Event:
-    """Set when the process is asked to end."""
-    event = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: event.set())
-    return event
-
-
-def main() -> None:
-    """Run, and turn our errors into one line and an exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("feast", "mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    try:
-        app()
-    except NotPromotedError as error:
-        fail(error, NOT_PROMOTED)
-    except DependencyUnavailableError as error:
-        fail(error, AWAY)
-    except (InvalidSettingError, InvalidValueError) as error:
-        fail(error, USAGE)
-    except QueryRewardsError as error:
-        fail(error, FAILED)
-
-
-def _serving(verb: str, context: typer.Context) -> None:
-    """Verbs of the serving side run there: training does not import it."""
-    os.execv(sys.executable, [sys.executable, "-m", "serving", verb, *context.args])  # noqa: S606 -- our own module
-
-
-def _verify(settings: Settings, as_json: bool) -> None:
-    from training.stream.verify import verify  # noqa: PLC0415
-
-    with stderr.status("comparing the stream with the batch fold"):
-        found = verify(settings)
-    show({"users": found.users, "waiting": found.waiting, "largest_difference": found.largest, "differing": len(found.differing)}, as_json)
-    for user, problem in list(found.differing.items())[:20]:
-        stderr.print(f"user {user!r}: {problem}", highlight=False, markup=False, soft_wrap=True)
-    if found.differing:
-        raise StreamDiffersError(len(found.differing), found.users)
-
-
-if __name__ == "__main__":
-    main()
+    step.keep_learning(settings, clock=now, wait=stop_event().wait, show=lambda updated: show(updated, as_json))

@@ -1,36 +1,80 @@
-"""What the verbs of the command line share: their options, and how they show what they do. Data on stdout, progress on stderr."""
+"""The command line: `query-rewards VERB`, the options that verbs share, data on stdout, progress on stderr, errors as one line.
+
+Exit status: `bandit.errors.Status`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bandit.errors import InvalidValueError
+from bandit.errors import InvalidValueError, MissingExtraError, QueryRewardsError
 from bandit.settings.load import Settings, load_settings
 from training.lock import locked
 
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn which of a user's clusters are worth querying.")
 stderr = Console(stderr=True)
 
+_OURS = {"bandit", "feature_repo", "serving", "training"}
+Arguments = ParamSpec("Arguments")
 SettingsFile = Annotated[Path, typer.Option("--settings", help="Settings file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 AsOf = Annotated[str, typer.Option(help="Reference time, ISO 8601 with a time zone; now when left out.")]
 
 
-def fail(error: Exception, status: int) -> None:
-    """One line, and the exit status."""
-    stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(status)
+def verb(*, extra: str) -> Callable[[Callable[Arguments, None]], Callable[Arguments, None]]:
+    """Add a function to the command line; `extra` is the one that brings what the function imports."""
+
+    def add(function: Callable[Arguments, None]) -> Callable[Arguments, None]:
+        @app.command()
+        @functools.wraps(function)
+        def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
+            try:
+                function(*arguments, **options)
+            except ModuleNotFoundError as error:
+                module = (error.name or "").partition(".")[0]
+                if module in _OURS:
+                    raise
+                raise MissingExtraError(function.__name__, extra, module) from error
+
+        return function
+
+    return add
+
+
+def main() -> None:
+    """Run a verb, and turn our errors into one line and an exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("feast", "mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except QueryRewardsError as error:
+        stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.status)
+
+
+def stop_event() -> threading.Event:
+    """Set when the process is asked to end."""
+    event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 def run_step(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bandit.errors import EmptyLogError, NotPromotedError
+from bandit.errors import EmptyLogError, NoComparisonError, NotBetterError, TooFewRowsError, UnknownModelError
 from bandit.settings.load import Settings
 from training.evaluation.gate import RolledBack, promote_if_better, roll_back_if_worse
 from training.features.feature_store import materialize
@@ -56,7 +56,7 @@ def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], No
         trained = train(settings, as_of=as_of)
         say("promoting")
         promoted = promote_if_better(settings, version=trained.version)
-    except (EmptyLogError, NotPromotedError) as error:
+    except (EmptyLogError, TooFewRowsError, UnknownModelError, NoComparisonError, NotBetterError) as error:
         promoted, reason = None, str(error)
     else:
         reason = ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bandit.errors import EmptyLogError, LockHeldError, NotPromotedError
+from bandit.errors import EmptyLogError, LockHeldError, TooFewRowsError
 from bandit.model.learning import Examples
 from bandit.model.linear_model import LinearModel
 from bandit.settings.load import Settings
@@ -49,7 +49,7 @@ def update(settings: Settings, *, as_of: int) -> Updated:
     try:
         join(settings, as_of=as_of)
         examples = read_examples(settings)
-    except (EmptyLogError, NotPromotedError) as error:
+    except (EmptyLogError, TooFewRowsError) as error:
         return Updated(version=None, reason=str(error))
     champion = registry.load(serving)
     learned, held_out = hold_out(examples, settings.training.held_out)

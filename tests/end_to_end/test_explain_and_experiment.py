@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from bandit.errors import InvalidSettingError, InvalidValueError, UnknownDecisionError
+from bandit.errors import InvalidSettingError, InvalidValueError, Status, UnknownDecisionError
 from bandit.ope.sample_ratio import sample_ratio_p
 from bandit.policy.arms import arm_of
 from bandit.records import Query
 from bandit.settings.load import DEFAULT_FILE, load_settings
 from examples import recipes
+from query_rewards import main
 from serving.modes import Existing
 from tests.served_world import QUIET, REWARDED, UNKNOWN, Served
 from tests.tables_made import DAY, MINUTE, NOW, feedback, write_feedback
-from training.cli import FAILED, NOT_PROMOTED, main
 from training.evaluation.experiment import by_user, report
 from training.evaluation.explain import SAME, as_text, explain
 from training.evaluation.gate import evaluate
@@ -64,12 +64,12 @@ def test_every_decision_of_the_story_is_repeated_to_the_last_bit_and_the_gate_ca
     assert f"recomputed from features, seed and model: {SAME}" in out
     assert "gives" in out
     assert run("explain", some["bandit"][0], "--settings", file, "--json")[0] == 0
-    assert run("explain", "nothing", "--settings", file)[0] == FAILED
+    assert run("explain", "nothing", "--settings", file)[0] == Status.FAILED
     with pytest.raises(UnknownDecisionError):
         explain(settings, "nothing")
 
     status, out, err = run("evaluate", "--settings", file, "--json", "--report", tmp_path / "page.html")
-    assert status == NOT_PROMOTED
+    assert status == Status.NOT_PROMOTED
     assert json.loads(out)["verdict"] == "cannot tell"
     assert "no decision is later than those that taught the models" in err
     page = (tmp_path / "page.html").read_text()
@@ -78,7 +78,7 @@ def test_every_decision_of_the_story_is_repeated_to_the_last_bit_and_the_gate_ca
     assert found.decisions > 0
     assert found.diagnostics["mean_weight"] > 0.0
     status, _, err = run("promote", "--settings", file, "--version", "1")
-    assert status in (0, NOT_PROMOTED)  # the gate is off in the story
+    assert status in (0, Status.NOT_PROMOTED)  # the gate is off in the story
 
 
 def query(served: Served, user: str, cluster: int, propensity: float = 0.5) -> Query:

@@ -15,13 +15,13 @@ import msgspec
 import pytest
 import redis
 
-from bandit.errors import BacklogFullError, DependencyUnavailableError, InvalidSettingError
+from bandit.errors import BacklogFullError, DependencyUnavailableError, InvalidSettingError, Status
 from bandit.records import Feedback
 from bandit.settings.load import DEFAULT_FILE
 from feature_repo import names
 from feature_repo.connection import client_of
 from feature_repo.partitions import partition
-from serving.__main__ import AWAY, FAILED, USAGE, main
+from query_rewards import main
 from serving.feedback_log import FeedbackLog, Recorded, Refused
 from tests.conftest import Deployment
 from tests.tables_made import HOUR, feedback
@@ -228,6 +228,15 @@ def test_settings_that_do_not_exist_are_said(tmp_path: Path) -> None:
 # -- the command line -------------------------------------------------------------------------------------------------------------
 
 
+def status(arguments: list[str]) -> object:
+    """How the program ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["query-rewards", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code
+
+
 @pytest.fixture
 def lines(deployment: Deployment) -> Path:
     """A file of four lines, of which the second and the fourth are bad."""
@@ -241,8 +250,8 @@ def lines(deployment: Deployment) -> Path:
 def test_refused_events_are_named_by_their_line_and_the_others_are_taken(
     deployment: Deployment, lines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.__main__._AT_ONCE", 3)  # lines are counted across batches
-    assert main(["feedback", str(lines), "--settings", str(deployment.settings_file), "--json"]) == FAILED
+    monkeypatch.setattr("serving.verbs._LINES_PER_CALL", 3)  # lines are counted across batches
+    assert status(["feedback", str(lines), "--settings", str(deployment.settings_file), "--json"]) == Status.FAILED
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"accepted": 2, "durable": 0, "refused": 2}
     first, second = printed.err.splitlines()
@@ -254,24 +263,24 @@ def test_refused_events_are_named_by_their_line_and_the_others_are_taken(
 def test_a_file_of_good_events_ends_well(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     file = deployment.folder / "events.jsonl"
     file.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events_of(3)))
-    assert main(["feedback", str(file), "--settings", str(deployment.settings_file)]) == 0
+    assert status(["feedback", str(file), "--settings", str(deployment.settings_file)]) == 0
     assert capsys.readouterr().out.split() == ["accepted", "3", "durable", "0", "refused", "0"]
 
 
 def test_a_file_that_is_not_there_fails_and_is_named(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
     missing = deployment.folder / "none.jsonl"
-    assert main(["feedback", str(missing), "--settings", str(deployment.settings_file)]) == FAILED
+    assert status(["feedback", str(missing), "--settings", str(deployment.settings_file)]) == Status.FAILED
     assert capsys.readouterr().err == f"query-rewards: {missing}: cannot be read: No such file or directory\n"
 
 
 def test_settings_that_are_not_there_are_a_matter_of_usage(tmp_path: Path, lines: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["feedback", str(lines), "--settings", str(tmp_path / "none.toml")]) == USAGE
+    assert status(["feedback", str(lines), "--settings", str(tmp_path / "none.toml")]) == Status.USAGE
     assert str(tmp_path / "none.toml") in capsys.readouterr().err
 
 
 def test_a_redis_that_is_away_has_an_exit_status_of_its_own(tmp_path: Path, lines: Path, capsys: pytest.CaptureFixture[str]) -> None:
     create(tmp_path / "away", 'redis_url = "redis://:secret@127.0.0.1:1/0"\n')
-    assert main(["feedback", str(lines), "--settings", str(tmp_path / "away" / DEFAULT_FILE)]) == AWAY
+    assert status(["feedback", str(lines), "--settings", str(tmp_path / "away" / DEFAULT_FILE)]) == Status.UNAVAILABLE
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines()[-1].startswith("query-rewards: Redis at redis://127.0.0.1:1/0 is unavailable: ")
@@ -285,14 +294,14 @@ def test_a_full_backlog_has_the_same_exit_status(
     file = small.folder / "events.jsonl"
     file.write_bytes(msgspec.json.encode(feedback("more", at=now(), user_id="u1")))
     monkeypatch.setitem(FeedbackLog.record.__kwdefaults__, "wait_seconds", 0.0)
-    assert main(["feedback", str(file), "--settings", str(small.settings_file)]) == AWAY
+    assert status(["feedback", str(file), "--settings", str(small.settings_file)]) == Status.UNAVAILABLE
     assert "record the events again" in capsys.readouterr().err
 
 
 def test_query_rewards_feedback_is_the_same_program(deployment: Deployment, lines: Path) -> None:
-    command = [sys.executable, "-m", "training.cli", "feedback", str(lines), "--settings", str(deployment.settings_file), "--json"]
+    command = [sys.executable, "-m", "query_rewards", "feedback", str(lines), "--settings", str(deployment.settings_file), "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert ran.returncode == FAILED, ran.stderr
+    assert ran.returncode == Status.FAILED, ran.stderr
     assert json.loads(ran.stdout) == {"accepted": 2, "durable": 0, "refused": 2}
     assert "line 2: " in ran.stderr
     assert "line 4: " in ran.stderr

@@ -54,7 +54,7 @@ def service(served: Served, **variables: str) -> Iterator[Service]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"QUERY_REWARDS_HTTP__PORT": str(port), "QUERY_REWARDS_HTTP_TOKEN": TOKEN} | variables
-    command = [sys.executable, "-W", "ignore", "-m", "serving", "serve", "--settings", str(served.settings_file(deadline_ms=1000.0))]
+    command = [sys.executable, "-W", "ignore", "-m", "query_rewards", "serve", "--settings", str(served.settings_file(deadline_ms=1000.0))]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     made = Service(port=port, process=process)
     reader = threading.Thread(target=lambda: made.log.extend(process.stderr))  # type: ignore[arg-type]

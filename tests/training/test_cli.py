@@ -16,8 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from bandit.errors import Status
 from bandit.records import Feedback
 from feature_repo import names
+from query_rewards import main
 from serving import QuerySelector
 from tests.conftest import Deployment
 from tests.tables_made import (
@@ -34,11 +36,10 @@ from tests.tables_made import (
     write_feedback,
     write_history,
 )
-from training.cli import AWAY, FAILED, NOT_PROMOTED, USAGE, main
 from training.lock import locked
 
 VERBS = ("init", "cluster", "fold", "materialize", "feedback", "stream", "join", "train", "promote", "rollback", "retrain")
-VERBS += ("evaluate", "experiment")
+VERBS += ("evaluate", "experiment", "serve")
 USERS = [f"u{number}" for number in range(30)]
 CLUSTERED, DECIDED, TRAINED = NOW - 3 * DAY, NOW - 2 * DAY, NOW  # the times of the story below
 
@@ -180,7 +181,7 @@ def test_retrain_twice_changes_nothing(shop: Deployment, run: Run) -> None:
 
 def test_retrain_with_nothing_to_learn_from_says_so_and_ends_with_3(learning: Deployment, run: Run) -> None:
     ran = run("retrain", "--settings", learning.settings_file, "--json", "--as-of", iso(NOW))
-    assert ran.status == NOT_PROMOTED
+    assert ran.status == Status.NOT_PROMOTED
     assert ran.json["promoted"] is None
     assert "the feedback log is empty" in ran.json["not_promoted"]
     assert ran.err.splitlines()[-1].startswith("query-rewards: the feedback log is empty")
@@ -188,7 +189,7 @@ def test_retrain_with_nothing_to_learn_from_says_so_and_ends_with_3(learning: De
     write_decisions(learning.settings, [made])
     write_feedback(learning.settings, [feedback("1", at=NOW - 2 * DAY + MINUTE, decision_id=made.decision_id)])
     ran = run("retrain", "--settings", learning.settings_file, "--json", "--as-of", iso(NOW))
-    assert ran.status == NOT_PROMOTED
+    assert ran.status == Status.NOT_PROMOTED
     assert (ran.json["joined"]["rows"], ran.json["trained"], ran.json["promoted"]) == (1, None, None)
     assert "training.minimum_rows" in ran.json["not_promoted"]
 
@@ -224,54 +225,56 @@ def test_init_writes_what_the_other_verbs_need_and_overwrites_nothing(run: Run, 
 def test_init_and_the_other_verbs_work_in_the_current_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("init").status == 0
-    assert_one_line(run("fold"), FAILED, "the feedback log is empty")
+    assert_one_line(run("fold"), Status.FAILED, "the feedback log is empty")
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in {"init", "feedback"}])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in {"init", "feedback", "serve"}])
 def test_an_unknown_setting_is_a_usage_error_that_names_the_nearest(deployment: Deployment, run: Run, verb: str) -> None:
     file = deployment.settings_file
     file.write_text(
         file.read_text().replace("repin = 1.0", "repin = 1.0\n[policy]\nexploration_bugdet = 0.1").replace('[policy]\nname = "bandit"', "")
     )
     some = ("--history", "h", "--embeddings", "e") if verb == "cluster" else ()
-    assert_one_line(run(verb, "--settings", file, *some), USAGE, str(file), "exploration_bugdet", "policy.exploration_budget")
+    assert_one_line(run(verb, "--settings", file, *some), Status.USAGE, str(file), "exploration_bugdet", "policy.exploration_budget")
 
 
 def test_an_unknown_variable_is_a_usage_error(deployment: Deployment, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUERY_REWARDS_POLICY__NAMES", "uniform")
-    assert_one_line(run("fold", "--settings", deployment.settings_file), USAGE, "QUERY_REWARDS_POLICY__NAMES", "QUERY_REWARDS_POLICY__NAME")
+    assert_one_line(
+        run("fold", "--settings", deployment.settings_file), Status.USAGE, "QUERY_REWARDS_POLICY__NAMES", "QUERY_REWARDS_POLICY__NAME"
+    )
 
 
 def test_a_settings_file_that_is_not_there_is_a_usage_error(run: Run, tmp_path: Path) -> None:
-    assert_one_line(run("fold", "--settings", tmp_path / "none.toml"), USAGE, str(tmp_path / "none.toml"), "query-rewards init")
+    assert_one_line(run("fold", "--settings", tmp_path / "none.toml"), Status.USAGE, str(tmp_path / "none.toml"), "query-rewards init")
 
 
 @pytest.mark.parametrize(("text", "said"), [("yesterday", "yesterday"), ("2025-05-01T00:00:00", "time zone")])
 def test_a_bad_reference_time_is_a_usage_error(deployment: Deployment, run: Run, text: str, said: str) -> None:
     write_feedback(deployment.settings, [feedback("1", at=NOW)])
-    assert_one_line(run("fold", "--settings", deployment.settings_file, "--as-of", text), USAGE, "--as-of", said)
+    assert_one_line(run("fold", "--settings", deployment.settings_file, "--as-of", text), Status.USAGE, "--as-of", said)
 
 
 @pytest.mark.parametrize("arguments", [(), ("no-such-verb",), ("fold", "--no-such-option"), ("cluster",)], ids=str)
 def test_wrong_arguments_are_a_usage_error(run: Run, arguments: tuple[str, ...]) -> None:
     ran = run(*arguments)
-    assert ran.status == USAGE
+    assert ran.status == Status.USAGE
     assert "Traceback" not in ran.err + ran.out
 
 
 @pytest.mark.parametrize(("verb", "place"), [("promote", "query-rewards train"), ("rollback", "no earlier champion")])
 def test_nothing_to_promote_ends_with_3(learning: Deployment, run: Run, verb: str, place: str) -> None:
-    assert_one_line(run(verb, "--settings", learning.settings_file), NOT_PROMOTED, place)
+    assert_one_line(run(verb, "--settings", learning.settings_file), Status.NOT_PROMOTED, place)
 
 
 @pytest.mark.parametrize("verb", ["join", "retrain"])
 def test_redis_away_ends_with_4(deployment: Deployment, run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("QUERY_REWARDS_REDIS_URL", "redis://user:secret@127.0.0.1:1/3")
     ran = run(verb, "--settings", deployment.settings_file)
-    assert_one_line(ran, AWAY, "Redis at redis://127.0.0.1:1/3 is unavailable")
+    assert_one_line(ran, Status.UNAVAILABLE, "Redis at redis://127.0.0.1:1/3 is unavailable")
     assert "secret" not in ran.err
 
 
@@ -279,26 +282,28 @@ def test_materialize_with_redis_away_ends_with_4(shop: Deployment, run: Run, mon
     files = ("--history", shop.folder / "history.parquet", "--embeddings", shop.folder / "embeddings.parquet")
     assert run("cluster", "--settings", shop.settings_file, *files, "--as-of", iso(CLUSTERED)).status == 0
     monkeypatch.setenv("QUERY_REWARDS_REDIS_URL", "redis://127.0.0.1:1/3")
-    assert_one_line(run("materialize", "--settings", shop.settings_file), AWAY, "Redis at redis://127.0.0.1:1/3 is unavailable")
+    assert_one_line(
+        run("materialize", "--settings", shop.settings_file), Status.UNAVAILABLE, "Redis at redis://127.0.0.1:1/3 is unavailable"
+    )
 
 
 def test_a_bad_table_ends_with_1_naming_the_place(deployment: Deployment, run: Run) -> None:
     file = write_feedback(deployment.settings, [feedback("1", at=NOW), feedback("2", at=NOW, action="bookmark")])
-    assert_one_line(run("fold", "--settings", deployment.settings_file), FAILED, str(file), "column 'action'", "row 1", "bookmark")
+    assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, str(file), "column 'action'", "row 1", "bookmark")
     pq.write_table(naive(pq.read_table(file), "occurred_at"), file)
-    assert_one_line(run("fold", "--settings", deployment.settings_file), FAILED, str(file), "column 'occurred_at'", "time zone")
+    assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, str(file), "column 'occurred_at'", "time zone")
 
 
 def test_a_step_that_runs_already_ends_with_1_naming_the_owner(deployment: Deployment, run: Run) -> None:
     write_feedback(deployment.settings, [feedback("1", at=NOW)])
     with locked(deployment.settings.data_path, "fold"):
-        assert_one_line(run("fold", "--settings", deployment.settings_file), FAILED, "step 'fold' is locked", str(os.getpid()))
+        assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, "step 'fold' is locked", str(os.getpid()))
     assert run("fold", "--settings", deployment.settings_file).status == 0
 
 
 def test_a_failed_step_frees_its_lock(deployment: Deployment, run: Run) -> None:
     for _ in range(2):
-        assert_one_line(run("fold", "--settings", deployment.settings_file), FAILED, "the feedback log is empty")
+        assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, "the feedback log is empty")
 
 
 # -- the program itself -----------------------------------------------------------------------------------------------------------
@@ -319,6 +324,15 @@ def test_help_names_every_verb(tmp_path: Path) -> None:
     for verb in VERBS:
         assert f" {verb} " in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("verb", "module", "extra"), [("serve", "uvicorn", "http"), ("init", "pyarrow", "training")])
+def test_a_verb_whose_extra_is_not_installed_says_which(tmp_path: Path, verb: str, module: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['query-rewards', {verb!r}]; import query_rewards; query_rewards.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
+    assert_one_line(
+        Ran(status=done.returncode, out=done.stdout, err=done.stderr), Status.USAGE, f"{verb} needs pip install 'query-rewards[{extra}]'"
+    )
 
 
 def test_the_installed_program_retrains_in_a_folder_that_holds_a_feature_repo(learning: Deployment) -> None:

@@ -107,7 +107,7 @@ def test_a_retrain_that_runs_goes_first(serving: Deployment) -> None:
 
 
 def test_the_verb_is_off_by_default_and_ends_when_asked(serving: Deployment) -> None:
-    command = [sys.executable, "-m", "training.cli", "learn", "--settings", str(serving.settings_file), "--json"]
+    command = [sys.executable, "-m", "query_rewards", "learn", "--settings", str(serving.settings_file), "--json"]
     off = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (off.returncode, "training.every_seconds" in off.stderr) == (2, True)
     on = {**os.environ, "QUERY_REWARDS_TRAINING__EVERY_SECONDS": "0.2"}

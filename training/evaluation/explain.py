@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from bandit.errors import CorruptModelError, NotPromotedError, UnknownDecisionError
+from bandit.errors import CorruptModelError, UnknownDecisionError, UnknownModelError
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.policy.logged_inputs import INPUTS, evidence_from_inputs
 from bandit.policy.sampling import systematic
@@ -92,7 +92,7 @@ def _recomputed(settings: Settings, row: dict[str, Any], features: Any, drawn: I
         return f"{NOT_REPEATABLE}: logged without policy inputs, or for another feature version than {FEATURE_VERSION}"
     try:
         model = ModelRegistry(settings).load(row["model_version"]) if row["model_version"] else None
-    except (NotPromotedError, CorruptModelError) as error:
+    except (UnknownModelError, CorruptModelError) as error:
         return f"{NOT_REPEATABLE}: {error}"
     inputs = np.array(row["inputs"]).reshape(-1, len(INPUTS))[:-1]
     columns: dict[str, Floats] = {name: np.ascontiguousarray(inputs[:, place]) for place, name in enumerate(INPUTS)}

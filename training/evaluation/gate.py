@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
+from bandit.errors import (
+    CorruptModelError,
+    EmptyLogError,
+    NoComparisonError,
+    NoEarlierChampionError,
+    NoModelError,
+    NotBetterError,
+    UnknownModelError,
+)
 from bandit.ope.gate import BETTER, NOT_BETTER
 from bandit.settings.load import Settings
 from training.evaluation.evaluate import LOGGED, DecisionFilter, Target, evaluate_log, target_of
@@ -38,13 +46,13 @@ def evaluate(settings: Settings, *, policy: str = "", version: str = "", against
         version: of a model.
         against: the baseline: a policy, a version, or empty for the champion, and for what was logged when there is none.
 
-    Raises: EmptyLogError, InvalidTableError, NotPromotedError for an unknown version.
+    Raises: EmptyLogError, InvalidTableError, NoModelError, UnknownModelError.
     """
     registry = ModelRegistry(settings)
     if not policy and not version:
         version = registry.newest() or ""
         if not version:
-            raise NotPromotedError("no model was trained yet: run `query-rewards train`, or name a policy")
+            raise NoModelError
     target = target_of(policy, version, registry.load)
     baseline = _baseline(registry, against)
     return _evaluated(settings, target, baseline)
@@ -80,7 +88,7 @@ def promote_if_better(settings: Settings, *, version: str | None = None, force: 
     The first model of a deployment has no champion to beat; it is compared with what was logged, and kept back only when it is certainly
     not better: a log too thin to tell would otherwise never get a model. The champion itself is handed over again without a question.
 
-    Raises: NotPromotedError with the verdict's reasons; whatever `promote` raises.
+    Raises: NotBetterError with the verdict's reasons, NoComparisonError without a log; whatever `promote` raises.
     """
     registry = ModelRegistry(settings)
     chosen, champion = version or registry.newest(), _usable(registry, registry.champion())
@@ -105,9 +113,9 @@ def _ask(settings: Settings, chosen: str, champion: str | None) -> None:
     except EmptyLogError as error:
         if champion is None:
             return
-        raise NotPromotedError(f"cannot tell whether version {chosen} is better than {champion}: {error}") from error
+        raise NoComparisonError(chosen, champion, str(error)) from error
     if found.verdict != BETTER and (champion is not None or found.verdict == NOT_BETTER):
-        raise NotPromotedError(f"version {chosen} against {found.baseline}: {found.verdict}: {'; '.join(found.reasons)}")
+        raise NotBetterError(f"version {chosen}", found.baseline, found.verdict, found.reasons)
 
 
 def roll_back_if_worse(settings: Settings) -> RolledBack | None:
@@ -123,7 +131,7 @@ def roll_back_if_worse(settings: Settings) -> RolledBack | None:
         before = registry.before_champion()
         target, baseline = (target_of("", one, registry.load) for one in (before, champion or ""))
         found = _evaluated(settings, target, baseline, only_model=champion or "")
-    except (NotPromotedError, EmptyLogError, CorruptModelError):
+    except (NoEarlierChampionError, UnknownModelError, EmptyLogError, CorruptModelError):
         return None  # no predecessor, no log, or one that cannot be read: nothing to go back to
     if found.verdict != BETTER:
         return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bandit.errors import NotPromotedError
+from bandit.errors import NoModelError
 from bandit.model.linear_model import LinearModel, sha256
 from bandit.settings.load import Settings
 from feature_repo import names
@@ -28,12 +28,12 @@ class Promoted:
 def promote(settings: Settings, *, version: str | None = None) -> Promoted:
     """Make a version, the newest if None, the champion. Promoting the champion again repeats the hand-over, which changes nothing.
 
-    Raises: NotPromotedError when there is no such version, CorruptModelError, DependencyUnavailableError; the old model goes on serving.
+    Raises: NoModelError, UnknownModelError, CorruptModelError, DependencyUnavailableError; then the old model goes on serving.
     """
     registry = ModelRegistry(settings)
     chosen = version or registry.newest()
     if chosen is None:
-        raise NotPromotedError("no model was trained yet: run `query-rewards train`")
+        raise NoModelError
     before = registry.champion()
     model = registry.load(chosen)
     _hand_over(settings, chosen, model)
@@ -44,7 +44,7 @@ def promote(settings: Settings, *, version: str | None = None) -> Promoted:
 def rollback(settings: Settings) -> Promoted:
     """Make the champion before this one serve again.
 
-    Raises: NotPromotedError when there was none, CorruptModelError, DependencyUnavailableError.
+    Raises: NoEarlierChampionError, CorruptModelError, DependencyUnavailableError.
     """
     registry = ModelRegistry(settings)
     left = registry.champion()

@@ -11,7 +11,7 @@ import msgspec
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from bandit.errors import CorruptModelError, NotPromotedError
+from bandit.errors import CorruptModelError, NoEarlierChampionError, UnknownModelError
 from bandit.model.linear_model import LinearModel, model_from_bytes, sha256
 from bandit.settings.load import Settings
 
@@ -77,12 +77,12 @@ class ModelRegistry:
     def load(self, version: str) -> LinearModel:
         """The model of a version, checked against the sha256 that it was registered with.
 
-        Raises: NotPromotedError for an unknown version, CorruptModelError.
+        Raises: UnknownModelError, CorruptModelError.
         """
         try:
             found = self._client.get_model_version(self._name, version)
         except MlflowException as error:
-            raise NotPromotedError(f"no version {version!r} of model {self._name!r}") from error
+            raise UnknownModelError(version, self._name) from error
         with tempfile.TemporaryDirectory() as folder:
             try:
                 data = Path(self._client.download_artifacts(found.run_id, _MODEL_FILE, folder)).read_bytes()
@@ -102,12 +102,12 @@ class ModelRegistry:
     def before_champion(self) -> str:
         """The version that served before the champion.
 
-        Raises: NotPromotedError when there is none.
+        Raises: NoEarlierChampionError.
         """
         champion = self.champion()
         before = self._client.get_model_version(self._name, champion).tags.get(_PREVIOUS) if champion else None
         if before is None:
-            raise NotPromotedError("there is no earlier champion to go back to")
+            raise NoEarlierChampionError(self._name)
         return str(before)
 
     def go_back(self, version: str) -> None:

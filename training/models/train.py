@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bandit.errors import CorruptModelError, EmptyLogError, NotPromotedError
+from bandit.errors import CorruptModelError, EmptyLogError, TooFewRowsError
 from bandit.model.learning import Examples, learn
 from bandit.model.linear_model import LinearModel, Manifest, sha256
 from bandit.model.vowpal import Learner
@@ -40,7 +40,7 @@ def train(settings: Settings, *, as_of: int) -> Trained:
 
     Where a gate is to judge the model, the newest rows are left alone (`training.held_out`): it is judged on what it has not seen.
 
-    Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows, LearnerError.
+    Raises: EmptyLogError without a join, TooFewRowsError, LearnerError.
     """
     registry = ModelRegistry(settings)
     examples = read_examples(settings)
@@ -66,7 +66,7 @@ def train(settings: Settings, *, as_of: int) -> Trained:
 def read_examples(settings: Settings) -> Examples:
     """The joined rows that brought impressions, in order of their decisions.
 
-    Raises: EmptyLogError without a join, NotPromotedError with fewer than `training.minimum_rows` rows.
+    Raises: EmptyLogError without a join, TooFewRowsError.
     """
     file = examples_file(settings)
     if not file.exists():
@@ -75,7 +75,7 @@ def read_examples(settings: Settings) -> Examples:
     table = table.filter(pc.and_(pc.greater(table["impressions"], 0), _learnable(table, settings)))
     rows, minimum = table.num_rows, settings.training.minimum_rows
     if rows < minimum:
-        raise NotPromotedError(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
+        raise TooFewRowsError(rows, minimum)
     return Examples(
         features=pc.list_flatten(table["features"]).to_numpy().astype(np.float32, copy=False).reshape(rows, -1),
         reward=table["reward"].to_numpy(),

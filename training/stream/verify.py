@@ -39,6 +39,10 @@ class Verified:
     largest: float
     differing: dict[str, str]
 
+    def counts(self) -> dict[str, float]:
+        """The same without the users."""
+        return {"users": self.users, "waiting": self.waiting, "largest_difference": self.largest, "differing": len(self.differing)}
+
 
 def verify(settings: Settings) -> Verified:
     """Compare every user; whoever differs is looked at again, because events may be on their way.

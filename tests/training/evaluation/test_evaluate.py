@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.errors import EmptyLogError, InvalidTableError, Status
 from bandit.ope.gate import Gate
 from bandit.rewards.scheme import RewardScheme
+from query_rewards import main
 from tests.conftest import Deployment
 from tests.open_bandit import FILE
-from training.cli import FAILED, NOT_PROMOTED, USAGE, main
 from training.evaluation.evaluate import LOGGED, Target, evaluate_log
 from training.evaluation.foreign_logs import evaluate_file, read_foreign
 from training.models.outcomes import OUTCOMES, outcomes_writer
@@ -43,7 +43,7 @@ def test_t3_from_the_command_line_the_log_is_refused_with_status_3_and_its_effec
     filters = ("--where", f"campaign={campaign}", "--where", "behavior_policy=bts")
     status, out, err = run("evaluate", "--logs", FILE, *filters, "--policy", "uniform", "--json")
     found = json.loads(out)
-    assert status == NOT_PROMOTED
+    assert status == Status.NOT_PROMOTED
     assert found["verdict"] == "cannot tell"
     assert any(f"effective sample size {ess} of 10,000" in reason for reason in found["reasons"])
     assert found["diagnostics"]["effective_sample_size"] == pytest.approx(ess, abs=0.5)
@@ -89,7 +89,7 @@ def test_a_plain_table_with_the_targets_own_probabilities_gets_a_verdict(run, tm
     assert "better" in (tmp_path / "page.html").read_text()
     pq.write_table(pa.table({**columns, "target_probability": np.where(good, 0.2, 0.8)}), file)
     status, out, _ = run("evaluate", "--logs", file, "--policy", "column", "--json")
-    assert (status, json.loads(out)["verdict"]) == (NOT_PROMOTED, "not better")
+    assert (status, json.loads(out)["verdict"]) == (Status.NOT_PROMOTED, "not better")
 
 
 def at(row, value, length=3000, usual=0.5):
@@ -115,7 +115,7 @@ def test_what_a_plain_log_cannot_hold_is_refused_with_file_column_and_row(run, t
         evaluate_file(file, "uniform", [], "0,1", Gate())
     assert (caught.value.file, caught.value.column, caught.value.row) == (str(file), column, row)
     status, out, err = run("evaluate", "--logs", file, "--policy", "uniform")
-    assert (status, out) == (FAILED, "")
+    assert (status, out) == (Status.FAILED, "")
     assert f"column '{column}', row {row}" in err
 
 
@@ -131,11 +131,11 @@ def test_duplicates_count_once_and_are_said_and_an_empty_log_is_an_error(tmp_pat
 
 def test_a_log_that_does_not_say_what_a_target_needs_is_refused_by_name(run, tmp_path):
     file = plain(tmp_path)
-    for policy, text, status in (("column", "target_probability", FAILED), ("bandit", "uniform", USAGE)):
+    for policy, text, status in (("column", "target_probability", Status.FAILED), ("bandit", "uniform", Status.USAGE)):
         ran, _, err = run("evaluate", "--logs", file, "--policy", policy)
         assert (ran, text in err) == (status, True)
-    assert run("evaluate", "--logs", file, "--where", "nothing=1")[0] == FAILED
-    assert run("evaluate", "--logs", file, "--reward-range", "1,0")[0] == USAGE
+    assert run("evaluate", "--logs", file, "--where", "nothing=1")[0] == Status.FAILED
+    assert run("evaluate", "--logs", file, "--reward-range", "1,0")[0] == Status.USAGE
 
 
 def outcomes(file: Path, rows: int = 4000, *, seed: int = 0, change=lambda columns: None, metadata=None) -> Path:
@@ -253,7 +253,7 @@ def test_decisions_of_another_feature_version_are_left_out_and_said(tmp_path):
 
 def test_without_outcomes_the_deployment_says_so(run, learning: Deployment):
     status, _, err = run("evaluate", "--settings", learning.settings_file, "--policy", "uniform")
-    assert status == FAILED
+    assert status == Status.FAILED
     assert "query-rewards join" in err
     status, _, err = run("evaluate", "--settings", learning.settings_file)
-    assert (status, "query-rewards train" in err) == (NOT_PROMOTED, True)
+    assert (status, "query-rewards train" in err) == (Status.NOT_PROMOTED, True)

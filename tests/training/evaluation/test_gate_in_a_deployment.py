@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bandit.errors import NotPromotedError
+from bandit.errors import NoComparisonError, NotBetterError
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, weight_count
@@ -82,17 +82,17 @@ def test_the_first_model_serves_when_nothing_can_be_told_and_not_when_it_is_cert
     assert promote_if_better(two.settings, version="2").version == "2"  # no log at all
     write_log(outcomes_file(two.settings), model(0.2), "")
     ModelRegistry(two.settings)._client.delete_registered_model_alias("query-rewards", "champion")
-    with pytest.raises(NotPromotedError, match="version 2 against logged: not better"):
+    with pytest.raises(NotBetterError, match="version 2 against logged: not better"):
         promote_if_better(two.settings, version="2")
 
 
 def test_a_challenger_must_be_better_than_the_champion_unless_a_person_insists(two: Deployment) -> None:
     settings = two.settings
     promote(settings, version="1")
-    with pytest.raises(NotPromotedError, match="cannot tell whether version 2 is better than 1"):
+    with pytest.raises(NoComparisonError, match="cannot tell whether version 2 is better than 1"):
         promote_if_better(settings)  # no log to tell from
     write_log(outcomes_file(settings), model(0.2), "1")
-    with pytest.raises(NotPromotedError, match="version 2 against model 1: not better"):
+    with pytest.raises(NotBetterError, match="version 2 against model 1: not better"):
         promote_if_better(settings)
     assert ModelRegistry(settings).champion() == "1"
     assert promote_if_better(settings, version="1").version == "1"  # the champion is handed over again without a question

@@ -9,7 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from bandit.errors import CorruptModelError, DependencyUnavailableError, EmptyLogError, NotPromotedError
+from bandit.errors import (
+    CorruptModelError,
+    DependencyUnavailableError,
+    EmptyLogError,
+    NoEarlierChampionError,
+    NoModelError,
+    TooFewRowsError,
+    UnknownModelError,
+)
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, model_from_bytes, sha256, weight_count
@@ -111,7 +119,7 @@ def test_from_rows_to_serving_and_back(learning: Deployment) -> None:
     assert learning.redis.ttl(old) == -1  # it serves again, so it must not expire
     assert 0 < learning.redis.ttl(new) <= 24 * 3600
 
-    with pytest.raises(NotPromotedError, match="no earlier champion"):
+    with pytest.raises(NoEarlierChampionError, match="no earlier champion"):
         rollback(settings)
     assert served(learning)[0] == ModelRegistry(settings).champion() == "1"
 
@@ -179,7 +187,7 @@ def test_the_digest_that_training_returns_is_that_of_its_version(learning: Deplo
 
 def test_too_few_rows_are_no_candidate(learning: Deployment) -> None:
     log(learning.settings, 19)
-    with pytest.raises(NotPromotedError, match=r"38 training rows with impressions, training\.minimum_rows asks for 40"):
+    with pytest.raises(TooFewRowsError, match=r"38 training rows with impressions, training\.minimum_rows asks for 40"):
         train(learning.settings, as_of=NOW)
     assert ModelRegistry(learning.settings).newest() is None
 
@@ -194,11 +202,11 @@ def test_draws_without_impressions_are_no_rows(learning: Deployment) -> None:
 def test_steps_that_come_too_early_say_so(learning: Deployment) -> None:
     with pytest.raises(EmptyLogError, match="query-rewards join"):
         train(learning.settings, as_of=NOW)
-    with pytest.raises(NotPromotedError, match="query-rewards train"):
+    with pytest.raises(NoModelError, match="query-rewards train"):
         promote(learning.settings)
-    with pytest.raises(NotPromotedError, match="no version '9'"):
+    with pytest.raises(UnknownModelError, match="no version '9'"):
         promote(learning.settings, version="9")
-    with pytest.raises(NotPromotedError, match="no earlier champion"):
+    with pytest.raises(NoEarlierChampionError, match="no earlier champion"):
         rollback(learning.settings)
     assert pointer(learning) is None
 
@@ -293,7 +301,7 @@ def test_a_full_redis_is_said_and_nothing_is_promoted(second: Deployment) -> Non
 
 
 def test_a_registry_that_is_not_there_yet_is_made(deployment: Deployment) -> None:
-    with pytest.raises(NotPromotedError):
+    with pytest.raises(NoModelError):
         promote(deployment.settings)
     assert (deployment.settings.data_path / "mlflow" / "mlflow.db").exists()
 

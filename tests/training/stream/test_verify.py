@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from bandit.errors import Status
 from bandit.records import Feedback
 from bandit.rewards.sums import Folding, Term, UserSums
 from feature_repo import names
 from feature_repo.partitions import partition
 from feature_repo.store import open_store
+from query_rewards import main
 from tests.streamed import Streamed
 from tests.tables_made import HOUR, feedback
-from training.cli import FAILED, USAGE, _stopped, main
+from training.console import stop_event
 from training.features.feature_store import materialize
 from training.features.fold import fold
 from training.local_redis import _free_port
@@ -135,7 +137,7 @@ def test_the_verb_says_so_in_its_exit_status(folded: tuple[Streamed, list[Feedba
     assert json.loads(out).items() >= {"users": users, "waiting": 0, "differing": 0}.items()
     tampered(streamed, events[0].user_id, with_row=True)
     status, out, err = run("fold", "--verify", *settings)
-    assert status == FAILED
+    assert status == Status.FAILED
     assert json.loads(out)["differing"] == 1
     assert f"user {events[0].user_id!r}: cluster " in err
     assert err.splitlines()[-1].startswith(f"query-rewards: 1 of {users} users differ: ")
@@ -161,7 +163,7 @@ def test_a_stream_that_is_not_enabled_is_refused(streamed: Streamed, run: Run) -
     file.write_text(file.read_text().replace("enabled = true", "enabled = false"))
     streamed.send(streamed.events(5))
     status, out, err = run("stream", "--once", "--settings", file)
-    assert (status, out) == (USAGE, "")
+    assert (status, out) == (Status.USAGE, "")
     assert "setting 'stream.enabled': is false: two writers" in err
     assert streamed.waiting() == 5
 
@@ -189,7 +191,7 @@ def test_a_stream_stops_at_a_signal_in_good_order_and_answers_for_its_metrics(st
 
     timer = threading.Timer(1.5, look)
     timer.start()
-    done = stream(streamed.settings, _stopped().is_set, metrics_port=port)
+    done = stream(streamed.settings, stop_event().is_set, metrics_port=port)
     timer.join()
     assert (done.entries, done.duplicates, done.dead_letters) == (50, 0, 0)
     assert "qr_stream_partitions 256.0" in seen[0]
