@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 from bandit.errors import InvalidValueError
 from bandit.ids import MAX_ID_BYTES, id_problem
-from bandit.policy.splitmix import SplitMix64
-from bandit.records import uuid7
+from bandit.policy.decide import DecisionRequest
 from serving.modes import Existing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for, and when: `now` in UTC microseconds, `started` on the clock of time.monotonic."""
+class Request(DecisionRequest):
+    """What the caller wants; `started` on the clock of time.monotonic, the others as `QuerySelector.select` takes them."""
 
-    user_id: str
-    k: int
-    context: dict[str, str]
-    caps: Mapping[str, int] | None
     fallback: Mapping[str, Sequence[str]] | None
     existing: Existing | None
-    now: int
-    seed: int
     started: float
 
     @classmethod
@@ -60,16 +51,6 @@ class Request:
             seed=secrets.randbits(63) if seed is None else seed,
             started=time.monotonic(),
         )
-
-    @cached_property
-    def rng(self) -> SplitMix64:
-        """The randomness of this request, from its seed alone."""
-        return SplitMix64(self.seed)
-
-    @cached_property
-    def decision_id(self) -> str:
-        """The same for the same user, seed and time."""
-        return uuid7(self.now, hashlib.blake2b(f"{self.user_id}\0{self.seed}".encode(), digest_size=10).digest())
 
     def prepare(self) -> None:
         """Make what does not depend on the features: called while Redis reads them."""

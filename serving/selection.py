@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
-from bandit.records import Query
+from bandit.records import Decision, Query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +27,19 @@ class Selection:
     logged: bool = True
     reason: str = ""
     quotas: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, decision: Decision, *, wanted: int, reason: str, logged: bool) -> Self:
+        """A decision about `wanted` queries; `reason` says what went wrong, if anything did."""
+        if not reason and len(decision.queries) < wanted:
+            reason = f"{len(decision.queries)} of {wanted} queries: the clusters have no more"
+        return cls(
+            decision_id=decision.decision_id,
+            queries=decision.queries,
+            policy=decision.policy,
+            model_version=decision.model_version,
+            degraded=decision.degraded or not logged,
+            logged=logged,
+            reason=reason,
+            quotas=dict(zip(decision.cluster_ids, decision.quotas, strict=True)),
+        )

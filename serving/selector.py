@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from bandit.errors import DependencyUnavailableError, InvalidValueError
+from bandit.errors import InvalidValueError
 from bandit.policy import quotas
+from bandit.records import Decision
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo.connection import client_of
+from serving.decider import Decider, Known, Outcome, selection_of
+from serving.decision_log import append_command
+from serving.features.last_seen import ProfileCache, profile_of
 from serving.features.reader import FeatureReader
 from serving.modes import Existing, check_mode
 from serving.redis_io.address import Address
 from serving.redis_io.async_wire import AsyncWire
 from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.unavailable import Unavailable
 from serving.redis_io.wire import Wire
 from serving.request import Request, check_request
 from serving.selection import Selection
 from serving.served_model import ServedModel
-from serving.steps import Going, Steps, onward, onward_together
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ _PATIENCE_SHARE = 0.5  # that one exchange may take
 _READ_SHARE = 0.75  # that may have passed when the features are there
 _LOG_SHARE = 0.9  # that may have passed when the log has answered
 _TURN_SHARE = 0.95  # that may have passed when who waited for a turn is let go
-_AT_ONCE = 20  # users whose features one pipeline reads
+_PIPELINED_USERS = 20
 
 Observer: TypeAlias = Callable[[Selection, float], None]
 
@@ -42,7 +47,7 @@ class QuerySelector:
     def __init__(self, settings: Settings, reader: FeatureReader, model: ServedModel) -> None:
         """Put together from its parts; `QuerySelector.open` makes them from the settings file."""
         self._settings, self._reader, self._model = settings, reader, model
-        self._steps = Steps(settings, reader, model)
+        self._decider, self._profiles = Decider(settings, model), ProfileCache(settings.serving.cached_profiles)
         self._deadline = settings.serving.deadline_ms / 1000.0
         patience = _PATIENCE_SHARE * self._deadline
         address, connections = Address.of(settings.redis_url), settings.serving.connections
@@ -122,23 +127,14 @@ class QuerySelector:
 
         Raises: InvalidValueError for k <= 0 or an empty user_id.
         """
-        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
-        check_mode(self._settings.serving.mode, existing)
-        run = self._steps.of(request)
-        command, deadline = onward(run), request.started + _READ_SHARE * self._deadline
-        with self._wire.turn(deadline, request.started + _TURN_SHARE * self._deadline) as turn:
-            while True:
-                answer: Any
-                try:
-                    (answer,) = turn.exchange(command, 1, deadline, request.prepare)
-                except DependencyUnavailableError as error:
-                    answer = error
-                try:
-                    command, deadline = onward(run, answer), request.started + _LOG_SHARE * self._deadline
-                except StopIteration as done:
-                    selection: Selection = done.value
-                    break
-        return self._done(request, selection)
+        request = self._request(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
+        with self._wire.turn(*self._wait_until(request.started)) as turn:
+            (reply,) = turn.exchange([self._reader.command(user_id)], self._read_until(request), request.prepare)
+            known = self._known(request, reply)
+            outcome = self._decider.one(known)
+            if isinstance(outcome, Decision) and known.reachable:
+                (reply,) = turn.exchange([append_command(outcome)], self._log_until(request))
+        return self._done(request, selection_of(known, outcome, reply))
 
     async def select_async(
         self,
@@ -152,24 +148,15 @@ class QuerySelector:
         now: int | None = None,
         seed: int | None = None,
     ) -> Selection:
-        """`select` for asyncio: the same decision, and nothing blocks the loop. A selector serves one loop."""
-        request = Request.of(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
-        check_mode(self._settings.serving.mode, existing)
-        run = self._steps.of(request)
-        command, deadline = onward(run), request.started + _READ_SHARE * self._deadline
-        async with self._async_wire.turn(deadline, request.started + _TURN_SHARE * self._deadline) as turn:
-            while True:
-                answer: Any
-                try:
-                    (answer,) = await turn.exchange(command, 1, deadline)
-                except DependencyUnavailableError as error:
-                    answer = error
-                try:
-                    command, deadline = onward(run, answer), request.started + _LOG_SHARE * self._deadline
-                except StopIteration as done:
-                    selection: Selection = done.value
-                    break
-        return self._done(request, selection)
+        """`select` for asyncio: the same decision, and nothing blocks the loop."""
+        request = self._request(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
+        async with self._async_wire.turn(*self._wait_until(request.started)) as turn:
+            (reply,) = await turn.exchange([self._reader.command(user_id)], self._read_until(request))
+            known = self._known(request, reply)
+            outcome = self._decider.one(known)
+            if isinstance(outcome, Decision) and known.reachable:
+                (reply,) = await turn.exchange([append_command(outcome)], self._log_until(request))
+        return self._done(request, selection_of(known, outcome, reply))
 
     async def close_async(self) -> None:
         """`close`, from the loop that `select_async` was called on."""
@@ -204,32 +191,61 @@ class QuerySelector:
         check_mode(self._settings.serving.mode, None)
         for user_id in user_ids:  # all before any decision is logged
             check_request(user_id, k)
-        made: dict[int, Selection] = {}
-        requests: list[Request] = []
-        read: Going = []
-        decided: Going = []
-        for start in [*range(0, len(user_ids), _AT_ONCE), None, None]:  # two rounds more: for the last to be decided, and to be logged
-            part = range(start, min(start + _AT_ONCE, len(user_ids))) if start is not None else ()
-            for number in part:
-                requests.append(Request.of(user_ids[number], k, context, now=now, seed=None if seeds is None else seeds[number]))  # noqa: PERF401
-            asked = onward_together([(number, self._steps.of(requests[number]), None) for number in part], made)
-            read, decided = self._round(asked, read, decided, made)
-        return [self._done(request, made[number]) for number, request in enumerate(requests)]
+        selections: list[Selection] = []
+        known: list[Known] = []
+        decided: list[tuple[Known, Outcome]] = []
+        for start in [*range(0, len(user_ids), _PIPELINED_USERS), None, None]:  # two rounds more: the last are decided, then logged
+            numbers = range(start, min(start + _PIPELINED_USERS, len(user_ids))) if start is not None else range(0)
+            asked = [Request.of(user_ids[n], k, context, now=now, seed=None if seeds is None else seeds[n]) for n in numbers]
+            replies, outcomes = self._round(asked, known, decided)
+            selections += [self._done(one.request, selection_of(one, outcome, next(replies))) for one, outcome in decided]
+            decided = list(zip(known, outcomes, strict=True))
+            known = [self._known(request, next(replies)) for request in asked]
+        return selections
 
-    def _round(self, asked: Going, read: Going, decided: Going, made: dict[int, Selection]) -> tuple[Going, Going]:
-        """Read those who ask, log those who have decided, and let those decide meanwhile who have been read; the next two of these."""
-        both, now = asked + decided, time.monotonic()
-        deciding: list[Going] = []
-        answers: list[Any]
-        try:
-            with self._wire.turn(now + _READ_SHARE * self._deadline, now + _TURN_SHARE * self._deadline) as turn:
-                commands, meanwhile = b"".join(command for _, _, command in both), lambda: deciding.append(onward_together(read, made))
-                answers = turn.exchange(commands, len(both), now + _LOG_SHARE * self._deadline, meanwhile) if both else []
-        except DependencyUnavailableError as error:
-            answers = [error] * len(both)
-        answered = [(number, run, answer) for (number, run, _), answer in zip(both, answers, strict=True)]
-        onward_together(answered[len(asked) :], made)
-        return answered[: len(asked)], deciding[0] if deciding else onward_together(read, made)
+    def _round(
+        self, asked: Sequence[Request], known: Sequence[Known], decided: Sequence[tuple[Known, Outcome]]
+    ) -> tuple[Iterator[Any], list[Outcome]]:
+        """One pipeline logs what was decided and reads for those who ask; meanwhile those are decided whose rows are known.
+
+        Returns: a reply for each that was decided (None where there is nothing to log) and for each who asked; the new outcomes.
+        """
+        to_log = [outcome if isinstance(outcome, Decision) and before.reachable else None for before, outcome in decided]
+        commands = [append_command(decision) for decision in to_log if decision is not None]
+        commands += [self._reader.command(request.user_id) for request in asked]
+        outcomes: list[Outcome] = []
+        now = time.monotonic()
+        with self._wire.turn(*self._wait_until(now)) as turn:
+            replies = turn.exchange(commands, now + _LOG_SHARE * self._deadline, lambda: outcomes.extend(self._decider.many(known)))
+        answers = iter(replies)
+        logged = [before.unavailable if decision is None else next(answers) for (before, _), decision in zip(decided, to_log, strict=True)]
+        return chain(logged, answers), outcomes or self._decider.many(known)
+
+    def _request(self, user_id: str, k: int, context: Mapping[str, str] | None, **options: Any) -> Request:  # noqa: ANN401 -- see Request.of
+        check_mode(self._settings.serving.mode, options["existing"])
+        return Request.of(user_id, k, context, **options)
+
+    def _wait_until(self, started: float) -> tuple[float, float]:
+        """When a caller stops waiting for its turn, and when it must be let go; times are those of time.monotonic."""
+        return started + _READ_SHARE * self._deadline, started + _TURN_SHARE * self._deadline
+
+    def _read_until(self, request: Request) -> float:
+        return request.started + _READ_SHARE * self._deadline
+
+    def _log_until(self, request: Request) -> float:
+        return request.started + _LOG_SHARE * self._deadline
+
+    def _known(self, request: Request, reply: Any) -> Known:  # noqa: ANN401 -- Redis' answer
+        """What was read; else the row seen last, else what the caller passed, unless it is too late to choose from them."""
+        row = self._reader.row(request.user_id, reply)
+        if not isinstance(row, Unavailable):
+            self._profiles.keep(request.user_id, row)
+            return Known(request=request, row=row)
+        log.debug("select degraded: %s", row.error)
+        if row.too_late or time.monotonic() > request.started + self._deadline:
+            return Known(request=request, row=(None, None), unavailable=row)
+        last = self._profiles.of(request.user_id) or (profile_of(request.fallback), None)
+        return Known(request=request, row=last, unavailable=row)
 
     def _done(self, request: Request, selection: Selection) -> Selection:
         if self.observer is not None:

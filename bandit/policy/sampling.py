@@ -77,13 +77,14 @@ def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
 
 
 def draw_items(
-    rows: Sequence[int], quotas: list[float], offsets: list[int], weights: Floats, rng: Randomness
+    rows: Sequence[int], quotas: list[float], counts: list[int], offsets: list[int], weights: Floats, rng: Randomness
 ) -> list[tuple[int, int, float]]:
-    """Draw: how many items each cluster gives, by `systematic`, then which, in the same way.
+    """Draw the items of each cluster, in the same way as `draw_counts` drew how many.
 
     Args:
         rows: positions of the n clusters that may be drawn from, among all m.
         quotas: expected items of each, (n,), finite, within [0, number of its items].
+        counts: items of each, as `draw_counts` drew them from the quotas.
         offsets: (m + 1,); the items of cluster i lie from offsets[i] to offsets[i + 1].
         weights: of all items, finite, > 0.
         rng: the only source of randomness.
@@ -92,7 +93,6 @@ def draw_items(
 
     Raises: InvalidValueError for a weight that is not a finite number above 0.
     """
-    counts = draw_counts(quotas, uniforms(rng, len(quotas)))
     giving = [position for position in range(len(counts)) if counts[position]]
     needed = 0
     for position in giving:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from bandit.errors import InvalidSettingError, InvalidValueError
+from bandit.policy.decide import Rules
 from bandit.rewards.feedback import FeedbackValidator
 from bandit.settings.paths import local_path
 from bandit.settings.sections import (
@@ -28,10 +29,12 @@ from bandit.settings.sections import (
     StreamSettings,
     TrainingSettings,
 )
+from bandit.types import Prior, Rate
 
 ENVIRONMENT_PREFIX = "QUERY_REWARDS_"
 HTTP_TOKEN_VARIABLE = "QUERY_REWARDS_HTTP_TOKEN"  # noqa: S105 -- the variable's name; a secret, so it is no setting
 DEFAULT_FILE = "query_rewards.toml"
+_UNTRAINED_MEAN = 0.1  # prior mean while no model has brought one, reward per impression
 
 
 class Settings(BaseSettings):
@@ -78,6 +81,19 @@ class Settings(BaseSettings):
     def feedback_validator(self) -> FeedbackValidator:
         """What feedback must be to be counted."""
         return FeedbackValidator(actions=frozenset(self.reward.scheme().action_types), window=self.stream.window)
+
+    def rules(self) -> Rules:
+        """What decisions follow."""
+        return Rules(
+            policy=self.policy.name,
+            arm_policies={name: arm.policy for name, arm in self.experiment.arms.items()},
+            arm_shares=self.experiment.shares(),
+            salt=self.experiment.salt,
+            half_lives=self.reward.half_lives(),
+            untrained=Prior(rate=Rate(mean=_UNTRAINED_MEAN, strength=self.policy.prior_strength)),
+            exploration=self.policy.exploration(),
+            queries_per_cluster=float(self.policy.max_queries_per_cluster),
+        )
 
     @property
     def feature_repo_path(self) -> Path:

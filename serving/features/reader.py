@@ -13,9 +13,12 @@ from google.protobuf.message import DecodeError
 from bandit.errors import FeatureStoreError, InvalidValueError
 from bandit.types import ClusterRewards, Profile, Sums
 from feature_repo import names
+from feature_repo.connection import connect
 from serving.features.feast_format import ReadCommand, doubles, field_name, integer, integers, lazy_strings, project_of, strings
+from serving.features.last_seen import Row
 from serving.redis_io.address import Address
 from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.unavailable import Unavailable
 from serving.redis_io.wire import Wire
 
 _CLUSTERS = [
@@ -60,32 +63,36 @@ class FeatureReader:
         self._command = ReadCommand(project_of(folder.resolve(), (names.USER_CLUSTERS, names.CLUSTER_REWARDS)), fields)
         self._timeout = timeout
         self._wire = Wire(Address.of(redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=timeout)
-        self._wire.exchange(hiredis.pack_command(("PING",)), 1, time.monotonic() + timeout)
+        connect(redis_url, timeout=timeout)
 
-    def read(self, user_id: str) -> tuple[Profile | None, ClusterRewards | None]:
+    def read(self, user_id: str) -> Row:
         """Profile and rewards of a user; None for a view that has no row of the user.
 
         Raises: DependencyUnavailableError, FeatureStoreError for a row whose arrays do not fit each other.
         """
-        (reply,) = self._wire.exchange(self.command(user_id), 1, time.monotonic() + self._timeout)
-        return self.row(user_id, reply)
+        row = self.row(user_id, self._wire.exchange(self.command(user_id), time.monotonic() + self._timeout))
+        if isinstance(row, Unavailable):
+            raise row.error
+        return row
 
     def command(self, user_id: str) -> bytes:
         """The packed command that reads a user."""
         return self._command.of(user_id)
 
-    def row(self, user_id: str, reply: Any) -> tuple[Profile | None, ClusterRewards | None]:  # noqa: ANN401 -- Redis' answer
-        """What the reply to `command` says. Raises: FeatureStoreError."""
+    def row(self, user_id: str, reply: Any) -> Row | Unavailable:  # noqa: ANN401 -- Redis' answer
+        """What the reply to `command` says; Unavailable for a refusal, and for a row whose arrays do not fit each other."""
+        if isinstance(reply, Unavailable):
+            return reply
         if isinstance(reply, hiredis.ReplyError):
-            raise FeatureStoreError(f"row of user {user_id!r}: {reply}")
-        clusters, rewards = reply[: len(_CLUSTERS)], reply[len(_CLUSTERS) :]
+            return Unavailable(FeatureStoreError(f"row of user {user_id!r}: {reply}"))
         try:
+            clusters, rewards = reply[: len(_CLUSTERS)], reply[len(_CLUSTERS) :]
             return (
                 _profile(clusters) if clusters[0] is not None else None,
                 _rewards(rewards) if rewards[0] is not None else None,
             )
         except (DecodeError, InvalidValueError, TypeError, ValueError) as error:
-            raise FeatureStoreError(f"row of user {user_id!r}: {error}") from error
+            return Unavailable(FeatureStoreError(f"row of user {user_id!r}: {error}"))
 
     def close(self) -> None:
         """Close the connection of `read`."""

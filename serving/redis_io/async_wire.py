@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
 import hiredis
 
+from bandit.errors import DependencyUnavailableError
 from serving.redis_io.address import Address
 from serving.redis_io.admission import Place
 from serving.redis_io.async_admission import AsyncTurns
 from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.unavailable import Unavailable
 from serving.redis_io.wire import LEFT_ALONE, MORE, check_greeting, share_of_failure, turned_away
 
 
@@ -90,9 +92,12 @@ class AsyncTurn:
         """The next one's turn."""
         self._turns.give_back(self._place)
 
-    async def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
-        """As `Turn.exchange`, with the same errors."""
-        return await self._exchange(self._place, commands, replies, deadline)
+    async def exchange(self, commands: Sequence[bytes], deadline: float) -> Sequence[Any]:
+        """As `Turn.exchange`."""
+        try:
+            return await self._exchange(self._place, b"".join(commands), len(commands), deadline)
+        except DependencyUnavailableError as error:
+            return [Unavailable(error)] * len(commands)
 
 
 class _Line(asyncio.Protocol):

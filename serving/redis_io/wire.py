@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from bandit.errors import DeadlineExceededError, DependencyUnavailableError
 from serving.redis_io.address import Address
 from serving.redis_io.admission import Place, Turns
 from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.unavailable import Unavailable
 
 _READ_AT_ONCE = 1 << 16
 _LEAST_SECONDS = 0.001  # a reply that is here already is taken even after the deadline
@@ -39,10 +40,10 @@ class Wire:
         """One caller's turn, for its exchanges and what it makes of them; `with` waits for it as `Turns.take` does."""
         return Turn(self._turns, self._exchange, until, deadline)
 
-    def exchange(self, commands: bytes, replies: int, deadline: float) -> list[Any]:
-        """A turn for a single exchange, see `Turn.exchange`."""
+    def exchange(self, command: bytes, deadline: float) -> Any:  # noqa: ANN401 -- Redis' answer
+        """A turn for a single command, see `Turn.exchange`."""
         with self.turn(deadline, deadline) as turn:
-            return turn.exchange(commands, replies, deadline)
+            return turn.exchange([command], deadline)[0]
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -99,19 +100,20 @@ class Turn:
         """The next one's turn."""
         self._turns.give_back(self._place)
 
-    def exchange(self, commands: bytes, replies: int, deadline: float, meanwhile: Callable[[], None] | None = None) -> list[Any]:
+    def exchange(self, commands: Sequence[bytes], deadline: float, meanwhile: Callable[[], None] | None = None) -> Sequence[Any]:
         """Send packed commands and return their replies; one that Redis refused has its `hiredis.ReplyError` for a reply.
 
         Args:
             commands: packed by hiredis.
-            replies: how many commands these are.
             deadline: on the clock of time.monotonic.
             meanwhile: work to do while Redis does its own; left undone when nothing could be sent.
 
-        Raises: DependencyUnavailableError; what was sent may then have been carried out or not. DeadlineExceededError when there is no
-            time for anything.
+        Returns: Unavailable for each when there was no answer; what was sent may then have been carried out or not.
         """
-        return self._exchange(self._place, commands, replies, deadline, meanwhile)
+        try:
+            return self._exchange(self._place, b"".join(commands), len(commands), deadline, meanwhile) if commands else ()
+        except DependencyUnavailableError as error:
+            return [Unavailable(error)] * len(commands)
 
 
 class _Line:

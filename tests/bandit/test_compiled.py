@@ -100,7 +100,14 @@ def test_draws(seed, clusters, items):
     same("bandit.policy.quotas", lambda module: module.query_caps(offsets, 10.0))
     same(
         "bandit.policy.sampling",
-        lambda module: module.draw_items(range(clusters), quotas.tolist(), offsets.tolist(), weights, np.random.default_rng(seed)),
+        lambda module: module.draw_items(
+            range(clusters),
+            quotas.tolist(),
+            module.draw_counts(quotas.tolist(), np.random.default_rng(seed).random(clusters).tolist()),
+            offsets.tolist(),
+            weights,
+            np.random.default_rng(seed),
+        ),
     )
     same("bandit.policy.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
     same("bandit.policy.splitmix", lambda module: module.SplitMix64(seed).random(clusters))

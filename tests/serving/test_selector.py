@@ -14,7 +14,9 @@ import pytest
 
 from bandit.errors import DependencyUnavailableError, InvalidValueError
 from bandit.model.featurize import FEATURE_VERSION, featurize
-from bandit.policy.scores import POLICIES, Candidates, plan
+from bandit.policy.decide import Choice, draw_queries
+from bandit.policy.sampling import draw_counts
+from bandit.policy.scores import POLICIES, Candidates, Plan, plan
 from bandit.policy.splitmix import SplitMix64
 from bandit.records import Decision
 from bandit.rewards.decay import align
@@ -22,7 +24,6 @@ from bandit.types import Prior, Rate
 from feature_repo import names
 from feature_repo.partitions import partition
 from serving import QuerySelector, Selection
-from serving.drawing import draw
 from serving.features.reader import FeatureReader
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import linear_model, random_model
@@ -189,11 +190,13 @@ def test_items_are_drawn_as_often_as_their_propensities_say(served: Served) -> N
     profile, _ = FeatureReader(served.folder / "feature_repo", served.redis_url, timeout=5.0).read("u2")
     assert profile is not None
     quotas, draws = [3.3, 0.2, 1.5, 0.75, 1.25, 1.0], 4000
-    rows = range(len(quotas))
+    rows, planned = range(len(quotas)), Plan(scores=np.zeros(len(quotas)), quotas=np.array(quotas))
     seen: Counter[str] = Counter()
     propensity: dict[str, float] = {}
     for seed in range(draws):
-        queries = draw(profile, rows, quotas, SplitMix64(seed))
+        rng = SplitMix64(seed)
+        choice = Choice(plan=planned, quotas=quotas, counts=draw_counts(quotas, rng.random(len(quotas))))
+        queries = draw_queries(profile, rows, choice, rng)
         assert len(queries) == 8
         for query in queries:
             seen[query.item_id] += 1

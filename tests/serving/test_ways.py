@@ -9,7 +9,7 @@ import hiredis
 import msgspec
 import pytest
 
-from bandit.errors import DependencyUnavailableError, InvalidValueError
+from bandit.errors import InvalidValueError
 from serving import Selection
 from serving.decision_log import append_command
 from serving.redis_io.address import Address
@@ -34,7 +34,7 @@ def one_by_one(served: Served, policy: str) -> tuple[list[Selection], list[bytes
 @pytest.mark.parametrize("at_once", [1, 2, 3, 20])
 @pytest.mark.parametrize("policy", ["bandit", "query_reward"])
 def test_many_users_get_what_each_would_get_alone(served: Served, policy: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.selector._AT_ONCE", at_once)
+    monkeypatch.setattr("serving.selector._PIPELINED_USERS", at_once)
     hand_over(served.redis, "1", random_model(3))
     expected, records = one_by_one(served, policy)
     with served.open(policy) as selector:
@@ -80,7 +80,7 @@ def test_many_without_redis_come_from_the_profiles_seen_last(served: Served) -> 
 
 def test_a_refused_write_is_said_and_does_not_open_the_breaker(served: Served) -> None:
     """A Redis that is full answers reads, and refuses to log."""
-    served.redis.config_set("maxmemory", "1mb")
+    served.redis.config_set("maxmemory", "1")
     try:
         with served.open() as selector:
             for _ in range(5):
@@ -119,5 +119,5 @@ def test_a_wrong_password_is_an_away_redis(served: Served) -> None:
 
     url = served.redis_url.replace("redis://", "redis://:wrong@")
     wire = Wire(Address.of(url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
-    with pytest.raises(DependencyUnavailableError, match="AUTH"):
-        wire.exchange(hiredis.pack_command(("PING",)), 1, time.monotonic() + 5.0)
+    answer = wire.exchange(hiredis.pack_command(("PING",)), time.monotonic() + 5.0)
+    assert "AUTH" in str(answer.error)

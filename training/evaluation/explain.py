@@ -10,9 +10,9 @@ import pyarrow.dataset as ds
 
 from bandit.errors import CorruptModelError, UnknownDecisionError, UnknownModelError
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.policy.decide import choose
 from bandit.policy.logged_inputs import INPUTS, evidence_from_inputs
-from bandit.policy.sampling import systematic
-from bandit.policy.scores import POLICIES, Candidates, plan
+from bandit.policy.scores import POLICIES, Candidates
 from bandit.policy.splitmix import SplitMix64
 from bandit.settings.load import Settings
 from bandit.types import Floats, Ints, Prior, Rate
@@ -105,12 +105,11 @@ def _recomputed(settings: Settings, row: dict[str, Any], features: Any, drawn: I
         model=model,
         exploration=model.manifest.exploration if model else settings.policy.exploration(),
     )
-    planned = plan(row["policy"], known, row["k"], np.array(row["caps"]))
-    counts = systematic(planned.quotas, SplitMix64(row["seed"]))
+    choice = choose(row["policy"], known, row["k"], np.array(row["caps"]), SplitMix64(row["seed"]))
     for name, again, logged in (
-        ("scores", planned.scores, np.array(row["scores"])),
-        ("quotas", planned.quotas, np.array(row["quotas"])),
-        ("draws", counts, drawn),
+        ("scores", choice.plan.scores, np.array(row["scores"])),
+        ("quotas", choice.plan.quotas, np.array(row["quotas"])),
+        ("draws", np.array(choice.counts), drawn),
     ):
         if again.tobytes() != logged.astype(again.dtype).tobytes():
             return f"differs in its {name}: was it made by another version of this library?"

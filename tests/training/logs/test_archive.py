@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +42,10 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 def log(settings: Settings, decisions: list[Decision]) -> None:
     """Log as serving does."""
     wire = Wire(Address.of(settings.redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
-    wire.exchange(b"".join(append_command(made) for made in decisions), len(decisions), time.monotonic() + 5.0)
+    with wire.turn(math.inf, math.inf) as turn:
+        assert all(
+            isinstance(reply, bytes) for reply in turn.exchange([append_command(made) for made in decisions], time.monotonic() + 5.0)
+        )
     wire.close()
 
 
