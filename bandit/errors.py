@@ -55,6 +55,45 @@ class InvalidTableError(QueryRewardsError, ValueError):
         super().__init__(f"{place}: {problem}")
 
 
+class TooManyBadRowsError(QueryRewardsError, ValueError):
+    """More rows than `intake.tolerate` allows cannot be used: the step stops, and leaves what it wrote last."""
+
+    def __init__(self, source: str, bad: int, rows: int, tolerate: float, reasons: dict[str, int]) -> None:
+        self.source, self.bad, self.rows, self.tolerate, self.reasons = source, bad, rows, tolerate, reasons
+        counts = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+        super().__init__(
+            f"{source}: {bad} of {rows} rows cannot be used, more than the share of {tolerate:g} that `intake.tolerate` allows: {counts};"
+            " the rows are in data/rejected"
+        )
+
+
+class NothingUsableError(QueryRewardsError, ValueError):
+    """A file has nothing that the step could work with: what it wrote last stays."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.file, self.problem = file, problem
+        super().__init__(f"{file}: {problem}; the last snapshot stays")
+
+
+class SnapshotShrinksError(QueryRewardsError, ValueError):
+    """A new snapshot would lose more users than `intake.shrink` allows: the last one stays."""
+
+    def __init__(self, file: str, lost: int, users: int, shrink: float) -> None:
+        self.file, self.lost, self.users, self.shrink = file, lost, users, shrink
+        super().__init__(
+            f"{file}: {lost} of the {users} users of the last snapshot would go, more than the share of {shrink:g} that `intake.shrink`"
+            " allows; the last snapshot stays"
+        )
+
+
+class StorageError(QueryRewardsError, OSError):
+    """A file cannot be written or read: the disk is full, the folder is read-only, the page is damaged."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.file, self.problem = file, problem
+        super().__init__(f"{file}: {problem}")
+
+
 class InvalidPropensityError(QueryRewardsError, ValueError):
     """A logged decision cannot have been drawn from the quotas that it names: `row` is its place in the batch."""
 

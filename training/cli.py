@@ -49,6 +49,7 @@ def cluster(
             history=history,
             embeddings=embeddings,
             as_of=time_of(as_of),
+            now=now(),
             effective_at=(lambda: now() + 2 * FUTURE_TOLERANCE) if streaming else None,
             publish=(lambda changes: publish(settings, changes)) if streaming else lambda changes: None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

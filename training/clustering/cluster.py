@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bandit.errors import NothingUsableError, SnapshotShrinksError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.rewards.lineage import Reclustering
 from bandit.settings.load import Settings
@@ -25,30 +27,42 @@ from training.clustering.inherit import forget_members, inherit, last_clustering
 from training.clustering.pinnersage import UserClusters, UserHistories, joined
 from training.clustering.topics import item_topics, topic_history
 from training.clustering.workers import workers
+from training.logs.files import parquet_files
 from training.logs.lineage import read_lineage, write_lineage
+from training.logs.reader import Reading, read_files, rows_of, without_repetitions
+from training.logs.rejected import Rejected
 from training.logs.schemas import ENGAGEMENTS, USER_CLUSTERS
-from training.logs.tables import read_table, rows_of, write_table
+from training.logs.tables import write_table
 
 _ENGAGEMENTS_PER_TASK = 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clustered:
-    """What a clustering did. `changed`: users whose clusters did not stay what they were at the last clustering."""
+    """What a clustering did.
+
+    changed: users whose clusters did not stay what they were at the last clustering.
+    repeated, later: rows of the history that were left out, as one like them was taken, or as they came after `as_of`.
+    normalised: embeddings that were not of length 1.
+    rejected: rows that cannot be used, by reason.
+    """
 
     users: int
     clusters: int
     changed: int
     engagements: int
     without_embedding: int
+    repeated: int
+    later: int
+    normalised: int
+    rejected: Mapping[str, int]
     file: str
 
 
 def histories(table: pa.Table, embeddings: Embeddings, action_types: Sequence[str]) -> tuple[pa.Array, UserHistories]:
-    """Users in order of id; engagements with items that have no embedding, or an all-zero one, are left out."""
-    usable = np.append(np.abs(embeddings.vectors).sum(axis=1) > 0.0, False)
+    """Users in order of id; engagements with items that have no embedding are left out."""
     rows = pc.fill_null(pc.index_in(table["item_id"], embeddings.item_ids), -1).to_numpy()
-    kept = table.append_column("row", pa.array(rows)).filter(pa.array(usable[rows]))
+    kept = table.append_column("row", pa.array(rows)).filter(pa.array(rows >= 0))
     user_ids = kept["user_id"].unique().sort()
     by_name = np.argsort(action_types)
     columns = {
@@ -72,6 +86,7 @@ def cluster(
     history: Path,
     embeddings: Path,
     as_of: int,
+    now: int | None = None,
     effective_at: Callable[[], int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     publish: Callable[[Sequence[Reclustering]], None] = lambda changes: None,
@@ -84,38 +99,47 @@ def cluster(
 
     Args:
         settings: action types and clustering; `processes` processes share the users.
-        history: Parquet file of engagements. Actions of positive weight make the clusters; impressions, when the history has them,
-            tell what each topic earned.
-        embeddings: Parquet file of item embeddings.
-        as_of: UTC microseconds; the rows' time, and the time that ages are taken at.
+        history: Parquet file, or folder of such, of engagements. Actions of positive weight make the clusters; impressions, when the
+            history has them, tell what each topic earned.
+        embeddings: Parquet file, or folder of such, of item embeddings.
+        as_of: UTC microseconds; the rows' time, and the time that ages are taken at. Later engagements are left out.
+        now: the clock, by which engagements of the future are put aside; None: they are only left out.
         effective_at: asked when the clusters are made: events up to this time follow the members of the cluster that they name, UTC
             microseconds. It must be as late as an event can be that is counted before `publish` ends; when left out, that of `as_of`.
         progress: called with users done and users in all, some users at a time.
         publish: called with what changed, in order of time, once that is in the lineage log and before the new clusters are served. A run
             after a crash hands over what the crashed one may not have; the same change can come twice.
 
-    Raises: InvalidTableError; InvalidValueError for a time before the last clustering's. A user without usable history gets no row,
-    which is not an error.
+    Raises: InvalidTableError, TooManyBadRowsError; InvalidValueError for a time before the last clustering's; NothingUsableError and
+        SnapshotShrinksError when the last snapshot is better than what these files give. A user without usable history gets no row,
+        which is not an error.
     """
     last = last_clustering(settings, as_of=as_of)
     scheme = settings.reward.scheme()
     action_types = scheme.action_types
-    processes = (settings.clustering.processes or os.cpu_count() or 1) if rows_of(history) > _ENGAGEMENTS_PER_TASK else 1
-    with workers(processes) as cluster_all:
-        past = read_table(history, ENGAGEMENTS, now=as_of, actions=action_types)
-        space = read_embeddings(embeddings)
+    refused = [Rejected(source=str(history)), Rejected(source=str(embeddings))]
+    file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    many = sum(rows_of(part) for part in parquet_files(history)) > _ENGAGEMENTS_PER_TASK
+    with workers((settings.clustering.processes or os.cpu_count() or 1) if many else 1) as cluster_all:
+        past = read_files(history, Reading(schema=ENGAGEMENTS, now=now, actions=action_types), refused[0])
+        space = read_embeddings(embeddings, refused[1])
+        rejected = Counter[str]()
+        for part in refused:
+            rejected.update(part.settle(settings))
+        past, repeated = without_repetitions(past)
+        known = past.filter(pc.less_equal(past["occurred_at"].cast(pa.int64()), as_of + FUTURE_TOLERANCE))
+        engaged = known.filter(pc.is_in(known["action"], pa.array([action for action, weight in scheme.weights.items() if weight > 0.0])))
+        user_ids, engagements = histories(engaged, space, action_types)
+        _check_users(settings, file, history, engaged, space, user_ids)
         topics = space.topics
         if topics is None:
             topics = item_topics(space.vectors, settings.data_path / "topics.npy", settings.clustering)
-        earned = topic_history(past, space.item_ids, topics, scheme)
-        engaged = past.filter(pc.is_in(past["action"], pa.array([action for action, weight in scheme.weights.items() if weight > 0.0])))
-        user_ids, engagements = histories(engaged, space, action_types)
+        earned = topic_history(known, space.item_ids, topics, scheme)
         parts = cluster_all(_tasks(engagements), space.vectors, len(action_types), settings.clustering, as_of)
         found = joined(list(_counted(parts, len(user_ids), progress)))
     until = effective_at() if effective_at else as_of + FUTURE_TOLERANCE
     ids, changes = inherit(settings, user_ids, found, space.item_ids, last=last, as_of=as_of, effective_at=until)
     write_lineage(settings, changes, as_of=as_of)
-    file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
     unpublished = read_lineage(settings, as_of, since=min(_made_as_of(file), as_of - 1))
     if unpublished:
         publish(sorted((change for user in unpublished.values() for change in user), key=lambda change: change.effective_at))
@@ -127,8 +151,28 @@ def cluster(
         changed=len(changes),
         engagements=engaged.num_rows,
         without_embedding=engaged.num_rows - len(engagements.items),
+        repeated=repeated,
+        later=past.num_rows - known.num_rows,
+        normalised=space.normalised,
+        rejected=dict(rejected),
         file=str(file),
     )
+
+
+def _check_users(settings: Settings, file: Path, history: Path, engaged: pa.Table, space: Embeddings, user_ids: pa.Array) -> None:
+    """Refuse what would leave no user, or too few of those of the last snapshot."""
+    if not len(user_ids):
+        problem = "no engagement of positive weight by `as_of`"
+        if engaged.num_rows:
+            examples = engaged["item_id"][0].as_py(), space.item_ids[0].as_py()
+            problem = f"none of its items has an embedding: its ids are such as {examples[0]!r}, the embeddings' such as {examples[1]!r}"
+        raise NothingUsableError(str(history), problem)
+    if not file.exists():
+        return
+    last = pq.read_table(file, columns=[names.JOIN_KEY])[names.JOIN_KEY]
+    lost = last.length() - pc.sum(pc.is_in(last, user_ids)).as_py() if len(last) else 0
+    if lost > settings.intake.shrink * len(last):
+        raise SnapshotShrinksError(str(file), lost, len(last), settings.intake.shrink)
 
 
 def _tasks(histories: UserHistories) -> Iterator[UserHistories]:
@@ -188,7 +232,7 @@ def _table(
             names.JOIN_KEY: user_ids,
             names.CLUSTER_IDS: lists(offsets, ids.filter(pa.array(served))),
             names.TOPIC_IDS: lists(offsets, topics[medoids]),
-            names.TOPIC_HISTORY: lists(offsets, history[topics[medoids]]),
+            names.TOPIC_HISTORY: lists(offsets, history[medoids]),
             names.ITEM_COUNTS: lists(offsets, found.item_counts[served]),
             names.ACTION_TYPES: pa.array([list(action_types)] * users, pa.list_(pa.string())),
             names.ACTION_COUNTS: lists(offsets * actions, found.action_counts[served].ravel().astype(np.float64)),

@@ -2,63 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bandit.errors import InvalidTableError
 from bandit.types import Floats32, Ints
-from training.logs.tables import has_column, read_table
+from training.logs.columns import Mask, Problems
+from training.logs.reader import Reading, read_files
+from training.logs.rejected import Rejected
 
-_SCHEMA = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32()))])
-_TOPIC = pa.field("topic", pa.int64())
+SCHEMA = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32())), ("topic", pa.int64())])
+UNKNOWN_TOPIC = -1
+_ROWS_AT_ONCE = 65_536
+_UNIT = 1e-3  # how far from 1 a length may be that counts as 1: half-precision numbers are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
-    """Item ids in ascending order and their vectors, float32 (items, d), with the topic of each item when the file has it."""
+    """Item ids in ascending order and their vectors of length 1, float32 (items, d), with the topic of each item when the file has it.
+
+    `normalised`: vectors that had another length.
+    """
 
     item_ids: pa.Array
     vectors: Floats32
     topics: Ints | None
+    normalised: int
 
 
-def read_embeddings(file: str | Path) -> Embeddings:
-    """Read item_id, embedding (list of float) and, when there, topic (integer, 0 or more).
+@dataclass(slots=True)
+class _Vectors:
+    """The rule for embeddings: finite numbers, not all zero, as many as most of the first rows have."""
 
-    Items are put in order of their ids, so that no result depends on the order of the file.
+    dimension: int = 0
 
-    Raises: InvalidTableError for a missing column, a null, a number that is not finite, lengths that differ, or an item that stands twice.
+    def __call__(self, batch: pa.RecordBatch) -> Problems:
+        column = batch.column("embedding")
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        if not self.dimension and lengths.any():
+            self.dimension = int(np.bincount(lengths[lengths > 0]).argmax())
+        other = lengths != self.dimension
+        yield "embedding: another length than the others", other & (lengths > 0)
+        yield "embedding: empty", (lengths == 0) & ~_nulls(column)
+        yield from self._numbers(column, other)
+
+    def _numbers(self, column: pa.Array, other: Mask) -> Problems:
+        rows = np.flatnonzero(~other & ~_nulls(column))
+        vectors = column.take(pa.array(rows)).flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+        for problem, bad in (("not finite", ~np.isfinite(vectors).all(axis=1)), ("all zero", ~vectors.any(axis=1))):
+            mask = np.zeros(len(other), bool)
+            mask[rows[bad]] = True
+            yield f"embedding: {problem}", mask
+
+
+def read_embeddings(path: str | Path, rejected: Rejected) -> Embeddings:
+    """Read item_id, embedding (list of numbers) and, when there, topic (whole number, null for unknown) of a file or folder.
+
+    Items are put in order of their ids, so that no result depends on the order of the file. An item that stands twice keeps its first row.
+
+    Raises: InvalidTableError for a file that is none, a missing column, a type that loses something, or no usable item at all.
     """
-    file = str(file)
-    schema = _SCHEMA.append(_TOPIC) if has_column(file, _TOPIC.name) else _SCHEMA
-    table = read_table(file, schema, now=0).combine_chunks()
+    rule = _Vectors()
+    table = read_files(path, Reading(schema=SCHEMA, optional=["topic"], nullable=["topic"], rule=rule), rejected)
     if not table.num_rows:
-        raise InvalidTableError(file, "no rows, expected at least one item")
-    column = table["embedding"].combine_chunks()
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    _refuse(
-        file, "embedding", (lengths != lengths[0]) | (lengths == 0), lambda row: f"length {lengths[row]}, expected {lengths[0]} as in row 0"
-    )
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(lengths), lengths[0])
-    _refuse(file, "embedding", ~np.isfinite(vectors).all(axis=1), lambda _: "NaN or infinite, expected finite numbers")
+        problem = f"none of {rejected.rows} rows can be used: {dict(rejected.reasons)}" if rejected.rows else "no rows"
+        raise InvalidTableError(str(path), f"{problem}, expected at least one item")
     ids = table["item_id"].combine_chunks()
-    codes = ids.dictionary_encode().indices.to_numpy()
-    repeated = np.ones(len(codes), bool)
-    repeated[np.unique(codes, return_index=True)[1]] = False
-    _refuse(file, "item_id", repeated, lambda row: f"item {ids[row].as_py()!r} stands twice")
-    topics = table["topic"].to_numpy() if _TOPIC.name in table.column_names else None
-    if topics is not None:
-        _refuse(file, "topic", topics < 0, lambda row: f"{topics[row]}, expected 0 or more")
-    order = pc.sort_indices(ids).to_numpy()
-    return Embeddings(item_ids=ids.take(pa.array(order)), vectors=vectors[order], topics=topics[order] if topics is not None else None)
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(ids), rule.dimension)
+    topics = pc.fill_null(table["topic"], UNKNOWN_TOPIC).to_numpy() if "topic" in table.column_names else None
+    order = pc.sort_indices(ids).to_numpy()  # stable: of equal ids the first row comes first
+    ids = ids.take(pa.array(order))
+    repeats = np.append(False, np.asarray(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False), bool))
+    if repeats.any():
+        first = order[np.maximum.accumulate(np.where(repeats, 0, np.arange(len(order))))]
+        other = (vectors[order] != vectors[first]).any(axis=1)
+        if topics is not None:
+            other |= topics[order] != topics[first]
+        rejected.add_values(str(path), "item_id: stands twice, with other values", ids.filter(pa.array(other)).to_pylist())
+    order = order[~repeats]
+    vectors, normalised = _of_unit_length(vectors[order])
+    return Embeddings(
+        item_ids=ids.filter(pa.array(~repeats)), vectors=vectors, topics=None if topics is None else topics[order], normalised=normalised
+    )
 
 
-def _refuse(file: str, column: str, bad: np.ndarray[tuple[int], np.dtype[np.bool_]], problem: Callable[[int], str]) -> None:
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InvalidTableError(file, problem(row), column=column, row=row)
+def _of_unit_length(vectors: Floats32) -> tuple[Floats32, int]:
+    """The vectors with those of another length scaled to 1, and how many these are; the others keep their bytes."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    other = np.flatnonzero(np.abs(lengths - 1.0) > _UNIT)
+    if len(other):
+        vectors = vectors.copy()
+    for start in range(0, len(other), _ROWS_AT_ONCE):
+        rows = other[start : start + _ROWS_AT_ONCE]
+        vectors[rows] = vectors[rows] / lengths[rows, None]
+    return vectors, len(other)
+
+
+def _nulls(column: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.is_null(column).to_numpy(zero_copy_only=False), bool)

@@ -13,6 +13,7 @@ from bandit.errors import InvalidTableError
 from bandit.rewards.scheme import IMPRESSION, RewardScheme
 from bandit.settings.sections import ClusteringSettings
 from bandit.types import Floats, Floats32, Ints
+from training.logs.writing import whole_file
 
 _SAMPLE = 50_000  # items that the centroids are fitted on
 _STEPS = 20
@@ -28,7 +29,10 @@ def item_topics(vectors: Floats32, file: Path, settings: ClusteringSettings) -> 
     Raises: InvalidTableError when the kept centroids belong to embeddings of another dimension.
     """
     if file.exists():
-        centroids = np.load(file, allow_pickle=False)
+        try:
+            centroids = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InvalidTableError(str(file), f"not the topics' centroids: {error}; delete it to refit") from error
         if centroids.shape[1] != vectors.shape[1]:
             raise InvalidTableError(
                 str(file), f"{centroids.shape[1]} dimensions, the embeddings have {vectors.shape[1]}; delete it to refit"
@@ -39,13 +43,13 @@ def item_topics(vectors: Floats32, file: Path, settings: ClusteringSettings) -> 
         sample = known[rng.permutation(len(known))[:_SAMPLE]].astype(np.float64)
         count = min(settings.topics, len(np.unique(sample, axis=0)))
         centroids, _ = kmeans2(sample, count, iter=_STEPS, minit="++", rng=rng)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, centroids, allow_pickle=False)
+        with whole_file(file) as partial, partial.open("wb") as target:
+            np.save(target, centroids, allow_pickle=False)
     return np.asarray(vq(vectors.astype(np.float64), centroids)[0], np.int64)
 
 
 def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: RewardScheme) -> Floats:
-    """How much better than their user's average the history's impressions of each topic were rewarded. Shape (max(topics) + 1,).
+    """How much better than their user's average the history's impressions of each item's topic were rewarded. Shape of `topics`.
 
     Users are centred first, because those who see much of a topic differ from those who do not. Zero for a topic without impressions;
     all zero when the history names no impressions.
@@ -58,7 +62,7 @@ def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: R
 
     Unit: reward per impression.
     """
-    result = np.zeros(int(topics.max()) + 1 if len(topics) else 0)
+    result = np.zeros(len(topics))
     impressions = pc.equal(history["action"], IMPRESSION)
     if not pc.any(impressions).as_py():
         return result
@@ -79,6 +83,7 @@ def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: R
     user = shown["user"].combine_chunks().dictionary_encode().indices.to_numpy()
     total, seen = np.bincount(user, reward), np.bincount(user)
     centred = reward - ((total + _USER_STRENGTH * reward.mean()) / (seen + _USER_STRENGTH))[user]
-    topic = topics[shown["item"].to_numpy()]
-    result += np.bincount(topic, centred, len(result)) / (np.bincount(topic, minlength=len(result)) + _TOPIC_STRENGTH)
-    return result
+    codes = np.unique(topics, return_inverse=True)[1]
+    topic = codes[shown["item"].to_numpy()]
+    earned = np.bincount(topic, centred, codes.max() + 1) / (np.bincount(topic, minlength=codes.max() + 1) + _TOPIC_STRENGTH)
+    return np.asarray(earned[codes], np.float64)

@@ -53,6 +53,8 @@ DECISIONS = pa.schema(
 
 DEAD_LETTERS = pa.schema([("stream", pa.string()), ("entry_id", pa.string()), ("record", pa.binary()), ("reason", pa.string())])
 
+REJECTED = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
+
 _STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
 SNAPSHOT_TIME = pa.timestamp("us")  # Feast reads naive times as UTC; with a zone, DuckDB would cast them by the machine's own
 USER_CLUSTERS = pa.schema(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidTableError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
+from training.logs.writing import whole_file
 
 
 def log_files(folder: Path, log: str, schema: pa.Schema) -> list[str]:
@@ -48,14 +48,6 @@ def read_table(file: str | Path, schema: pa.Schema, *, now: int, actions: Sequen
     return table
 
 
-def rows_of(file: str | Path) -> int:
-    """How many rows a file has, from its footer alone.
-
-    Raises: InvalidTableError.
-    """
-    return int(_footer(str(file)).metadata.num_rows)
-
-
 def may_be_null(files: Sequence[str], columns: Sequence[str]) -> list[str]:
     """Those of the columns of which the footers do not say that they hold no null."""
     left = set()
@@ -68,11 +60,6 @@ def may_be_null(files: Sequence[str], columns: Sequence[str]) -> list[str]:
                 if found is None or not found.has_null_count or found.null_count:
                     left.add(chunk.path_in_schema)
     return [column for column in columns if column in left]
-
-
-def has_column(file: str, column: str) -> bool:
-    """Whether a file has a column that may be left out."""
-    return column in _footer(file).schema_arrow.names
 
 
 def check_values(file: str, table: pa.Table, *, now: int, actions: Sequence[str] | None = None) -> None:
@@ -95,13 +82,9 @@ def check_values(file: str, table: pa.Table, *, now: int, actions: Sequence[str]
 
 
 def write_table(table: pa.Table, file: Path) -> None:
-    """Write a Parquet file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    pq.write_table(table, partial, compression="zstd")
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(file)
+    """Write a Parquet file whole or not at all. Raises: StorageError."""
+    with whole_file(file) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def _footer(file: str) -> pq.ParquetFile:

@@ -322,7 +322,7 @@ def test_killed_while_writing_leaves_no_file_that_looks_whole(deployment: Deploy
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.logs.tables.os.fsync", killed)
+        patched.setattr("training.logs.writing.os.fsync", killed)
         with pytest.raises(Killed):
             move_logs(deployment.settings)
     assert ids(deployment.settings) == []

@@ -35,7 +35,9 @@ class World:
 
     def __init__(self, deployment: Deployment, folder: Path, **clustering: int) -> None:
         plain = deployment.settings
-        self.settings = plain.model_copy(update={"clustering": plain.clustering.model_copy(update={"processes": 1, **clustering})})
+        changed = {"clustering": plain.clustering.model_copy(update={"processes": 1, **clustering})}
+        changed |= {"intake": plain.intake.model_copy(update={"shrink": 1.0})}  # in worlds of two users each is more than a fifth
+        self.settings = plain.model_copy(update=changed)
         self.folder = folder
 
     def cluster(self, places: Places, *, at: int, publish: Callable[[Sequence[Reclustering]], None] = lambda changes: None) -> Clustered:

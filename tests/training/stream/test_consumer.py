@@ -445,7 +445,7 @@ def test_a_full_disk_loses_nothing_trims_nothing_and_memory_stays_bounded(stream
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.logs.tables.os.fsync", full)
+        patched.setattr("training.logs.writing.os.fsync", full)
         for start in range(0, 1000, 100):
             streamed.send(events[start : start + 100])
             for _ in range(5):
@@ -474,7 +474,7 @@ def test_a_consumer_that_ends_on_a_full_disk_leaves_the_logs_to_its_heir(streame
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.logs.tables.os.fsync", full)
+        patched.setattr("training.logs.writing.os.fsync", full)
         consumer.close()
     assert streamed.waiting() == 50
     heir = streamed.consumer()

@@ -1,0 +1,55 @@
+"""Files that others wrote: which ones a path names, and where damaged ones go."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bandit.errors import InvalidTableError
+from bandit.settings.paths import local_path
+
+
+def parquet_files(path: str | Path) -> list[Path]:
+    """The file, or every Parquet file below the folder, in order of path: links are followed, names with `_` or `.` in front left out.
+
+    Names are taken as they are: no pattern, no column from a folder's name. A folder may be called `x.parquet`, as Spark does.
+
+    Raises: InvalidTableError when there is nothing to read.
+    """
+    try:
+        root = local_path(path)
+    except ValueError as error:
+        raise InvalidTableError(str(path), str(error)) from error
+    if root.is_file():
+        return [root]
+    if not root.exists():
+        raise InvalidTableError(str(path), "no such file or folder")
+    files = below(root)
+    if not files:
+        raise InvalidTableError(str(path), "a folder without Parquet files, expected names that end in .parquet")
+    return files
+
+
+def below(folder: Path) -> list[Path]:
+    """The Parquet files below a folder, as `parquet_files` lists them; none when it does not exist. A link that leads nowhere is listed."""
+    return sorted(_walk(folder, frozenset())) if folder.is_dir() else []
+
+
+def _walk(folder: Path, above: frozenset[Path]) -> list[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it lies in
+        return []
+    files: list[Path] = []
+    for entry in folder.iterdir():
+        if entry.name.startswith(("_", ".")):
+            continue
+        if entry.is_dir():
+            files += _walk(entry, above | {real})
+        elif entry.name.endswith(".parquet"):
+            files.append(entry)
+    return files
+
+
+def engine_path(file: Path) -> str:
+    """A name as DuckDB must be told it: there `*`, `?` and `[` are patterns, unless they stand in brackets."""
+    return re.sub(r"([\[*?])", r"[\1]", str(file))
