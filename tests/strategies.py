@@ -167,6 +167,11 @@ def simple_evidence(impressions: list[float], reward: list[float], draws: list[f
     return Sums(np.array([sums, earned, sums, earned, np.zeros(len(sums)) if draws is None else draws]))
 
 
+def evidence_with(sums: Evidence, **columns: np.ndarray) -> Evidence:
+    """The same evidence with other sums of these names."""
+    return dataclasses.replace(sums, **columns)
+
+
 def reordered(profile: Profile, rows: np.ndarray) -> Profile:
     """The same clusters in another order."""
     spans = [slice(profile.query_offsets[row], profile.query_offsets[row + 1]) for row in rows]
