@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 COMPILED := $(shell find bandit serving -name "*.pxd")
 
-.PHONY: help demo test check bench torture lock clean
+.PHONY: help demo test check bench torture mutants lock clean
 help: ## Show the verbs
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -23,6 +23,10 @@ bench: $(READY) ## Every figure that the README quotes (out/bench/*.json); fails
 
 torture: $(READY) ## The stream killed, cut and frozen hundreds of times; every event counted once (about twenty minutes)
 	@$(BIN)/python -W ignore -m tests.torture
+
+mutants: $(READY) ## How many one-line changes of bandit/ the tests notice; a sample with a seed (ARGS="--sample 0": all, hours)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group mutants
+	@nice $(BIN)/python -m tests.mutants $(ARGS)
 
 lock: $(READY) ## Pin again what pyproject.toml allows (requirements.txt)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url --no-emit-find-links --no-annotate \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 from hypothesis import Phase, settings
@@ -17,7 +18,10 @@ from bandit.types import MICROSECONDS_PER_DAY, Prior, Profile, Rate, Sums
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025
 EMPTY_PRIOR = Prior(rate=Rate(mean=0.1, strength=8.0))
 
-law = settings(derandomize=True, deadline=None, database=None, max_examples=50, phases=(Phase.explicit, Phase.generate, Phase.shrink))
+_EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "50"))  # `make mutants` runs each law thousands of times, with fewer
+law = settings(
+    derandomize=True, deadline=None, database=None, max_examples=_EXAMPLES, phases=(Phase.explicit, Phase.generate, Phase.shrink)
+)
 
 
 def arrays(elements: st.SearchStrategy[float], n: int, dtype: type = np.float64) -> st.SearchStrategy[np.ndarray]:

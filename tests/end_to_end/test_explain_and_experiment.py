@@ -126,6 +126,23 @@ def test_your_own_choice_is_served_and_logged_with_its_propensities(world: Serve
     assert found.baseline_values["ips"]["value"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("mode", ["log_only", "apprentice"])
+def test_quotas_of_your_own_above_our_caps_raise_the_logged_caps_and_no_others(world: Served, mode: str) -> None:
+    """The last cluster has one item: whatever it gets beyond one query came from elsewhere, and the log must allow for it."""
+    user = REWARDED[0]
+    few, many = f"{user}-c5", f"{user}-c1"  # of 1 and of 6 items
+    choice = Existing(queries=[query(world, user, 1), query(world, user, 5)], quotas={few: 1.5, many: 0.5})
+    file = world.settings_file("query_reward")
+    file.write_text(file.read_text().replace("[serving]", f'[serving]\nmode = "{mode}"'))
+    from serving import QuerySelector  # noqa: PLC0415
+
+    with QuerySelector.open(file) as selector:
+        selector.select(user, 2, existing=choice, now=NOW, seed=1)
+    (decision,) = world.decisions()
+    caps = dict(zip(decision.cluster_ids, decision.caps, strict=True))
+    assert caps == {f"{user}-c{number}": float(most) for number, most in enumerate((10, 6, 4, 3, 2))} | {few: 1.5}
+
+
 @pytest.mark.parametrize(
     ("quotas", "text"), [({"a": 0.0, "b": 1.0}, "quota of cluster"), ({"a": 1.0}, "quota of cluster 'b'"), ({"a": 4.0, "b": 1.0}, "sum")]
 )

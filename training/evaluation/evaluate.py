@@ -163,28 +163,38 @@ def value_groups(task: EvaluationTask, groups: list[int]) -> PartialSums:
     wanted = {"user_id", "k", "quotas", "caps", *_CELLS, RATES, *task.target.columns, *task.baseline.columns}
     columns = [*wanted, *task.only.columns]
     total: PartialSums | None = None
-    done = 0
     for group in groups:
         whole = read_group(task.file, group, columns)
         users = _buckets(whole["user_id"])
         mine = task.only.mask(whole)
         for start in range(0, whole.num_rows, ROWS_AT_ONCE):
             record, bucket = whole.slice(start, ROWS_AT_ONCE), users[start : start + ROWS_AT_ONCE]
+            rows = np.arange(start, start + len(record))
             if mine is not None:
                 kept = mine[start : start + ROWS_AT_ONCE]
-                record, bucket = record.filter(pa.array(kept)), bucket[kept]
+                record, bucket, rows = record.filter(pa.array(kept)), bucket[kept], rows[kept]
             try:
                 part = value_batch(record, bucket, task)
-            except InvalidPropensityError as error:
-                raise InvalidTableError(str(task.file), error.problem, column="quotas", row=done + error.row) from error
-            total, done = (part if total is None else total + part), done + record.num_rows
+            except InvalidTableError as error:
+                row = _rows_before(task.file, group) + int(rows[error.row or 0])
+                raise InvalidTableError(error.file, error.problem, column=error.column, row=row) from error
+            total = part if total is None else total + part
     if total is None:
         raise EmptyLogError("log of outcomes", str(task.file))
     return total
 
 
+def _rows_before(file: Path, group: int) -> int:
+    """Rows of the file that come before a row group."""
+    with pq.ParquetFile(file) as source:
+        return sum(source.metadata.row_group(before).num_rows for before in range(group))
+
+
 def value_batch(record: pa.RecordBatch, users: Ints, task: EvaluationTask) -> PartialSums:
-    """Sums over one batch, whose users fall into these buckets: the quotas of both policies are computed here."""
+    """Sums over one batch, whose users fall into these buckets: the quotas of both policies are computed here.
+
+    Raises: InvalidTableError naming the row of the batch.
+    """
     width = int(pc.max(pc.list_value_length(record["quotas"])).as_py() or 1)
     k = record["k"].to_numpy().astype(np.float64)
     logged, caps = padded(record["quotas"], width), padded(record["caps"], width)
@@ -192,7 +202,10 @@ def value_batch(record: pa.RecordBatch, users: Ints, task: EvaluationTask) -> Pa
     place, count, reward = flat(record["drawn"]).astype(np.int64), flat(record["draws"]).astype(np.float64), flat(record["rewards"])
     draws = np.zeros_like(logged)
     draws[row, place] = count
-    refuse_bad_propensities(logged, draws, caps, np.minimum(k, caps.sum(axis=1)))
+    try:
+        refuse_bad_propensities(logged, draws, caps, np.minimum(k, caps.sum(axis=1)))
+    except InvalidPropensityError as error:
+        raise InvalidTableError(str(task.file), error.problem, column="quotas", row=error.row) from error
     _refuse_bad_rewards(record, row, reward, task)
     intercept, slope = task.reward_model
     predicted = np.where(caps > 0.0, intercept + slope * padded(record[RATES], width), 0.0)
@@ -239,9 +252,8 @@ def _refuse_bad_rewards(record: pa.RecordBatch, row: Ints, reward: Floats, task:
     bad = ~((reward >= low - 1e-9) & (reward <= high + 1e-9))
     if bad.any():
         place = int(np.argmax(bad))
-        decision = record["decision_id"][int(row[place])].as_py() if "decision_id" in record.schema.names else f"row {int(row[place])}"
-        problem = f"{reward[place]:g} over {shown[place]:g} impressions in {decision}, expected within [{low[place]:g}, {high[place]:g}]"
-        raise InvalidTableError(str(task.file), problem, column="rewards")
+        problem = f"{reward[place]:g} over {shown[place]:g} impressions, expected within [{low[place]:g}, {high[place]:g}]"
+        raise InvalidTableError(str(task.file), problem, column="rewards", row=int(row[place]))
 
 
 def fit_reward(file: Path) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from bandit.rewards.scheme import RewardScheme
 from query_rewards import main
 from tests.conftest import Deployment
 from tests.open_bandit import FILE
-from training.evaluation.evaluate import LOGGED, Target, evaluate_log
+from training.evaluation.evaluate import LOGGED, DecisionFilter, Target, evaluate_log
 from training.evaluation.foreign_logs import evaluate_file, read_foreign
 from training.models.outcomes import OUTCOMES, outcomes_writer
 
@@ -224,6 +224,52 @@ def put(name, row, value):
 def test_what_the_own_log_cannot_hold_is_refused(tmp_path, change, text):
     with pytest.raises(InvalidTableError, match=text):
         evaluated(outcomes(tmp_path / "a.parquet", change=change), "action_count")
+
+
+@pytest.mark.parametrize("options", [{}, {"processes": 2}, {"only": DecisionFilter(after=999)}, {"only": DecisionFilter(after=2400)}])
+@pytest.mark.parametrize(("change", "column"), [(put("quotas", (2503, 1), 0.75), "quotas"), (put("rewards", (2503, 1), 1.5), "rewards")])
+def test_an_error_names_the_row_of_the_file_in_whichever_row_group_it_lies(tmp_path, change, column, options):
+    """A row group has 1,000 rows; decisions that do not count are rows of the file all the same."""
+    with pytest.raises(InvalidTableError) as caught:
+        evaluated(outcomes(tmp_path / "a.parquet", change=change), "action_count", **options)
+    assert (caught.value.column, caught.value.row) == (column, 2503)
+
+
+def test_a_decision_at_the_moment_that_taught_a_model_does_not_count_and_the_next_does(tmp_path):
+    file = outcomes(tmp_path / "a.parquet")  # one decision a microsecond, from 0 on
+    found = evaluated(file, "action_count", only=DecisionFilter(after=1500))
+    assert found.decisions == 2499
+    assert found.notes == ["only decisions after 1970-01-01 00:00 count: those before taught a model"]
+    none = evaluated(file, "action_count", only=DecisionFilter(after=3999))
+    assert (none.decisions, none.verdict) == (0, "cannot tell")
+    assert none.reasons[0] == "no decision is later than those that taught the models"
+
+
+def test_the_model_of_the_reward_is_a_line_through_the_shrunk_rates_weighted_by_draws(tmp_path):
+    """`dm` is that model alone: 1.5 draws at rate 0.5 and 0.5 at rate 0.2, by a line that NumPy fits to the log."""
+    rng = np.random.default_rng(4)
+    draws = rng.integers(1, 4, (4000, 2))
+    rates = np.tile([0.5, 0.6, 0.2, 0.3], (4000, 1))
+
+    def change(columns):
+        rate = np.take_along_axis(rates, columns["drawn"], axis=1)
+        columns |= {
+            "rates": rates,
+            "draws": draws,
+            "shown": draws,
+            "rewards": draws * (0.1 + 0.8 * rate) * rng.uniform(0.5, 1.5, rate.shape),
+        }
+
+    file = outcomes(tmp_path / "a.parquet", change=change)
+    table = pq.read_table(file)
+    drawn, reward = (np.array(table[name].to_pylist()) for name in ("drawn", "rewards"))
+    rate, count = np.take_along_axis(rates, drawn, axis=1).ravel(), draws.ravel()
+    slope, intercept = np.polyfit(rate, reward.ravel() / count, 1, w=np.sqrt(count))
+    assert slope == pytest.approx(0.8, rel=0.1)
+    expected = [intercept + slope * value for value in (0.5, 0.6, 0.2, 0.3)]
+    found = evaluated(file, "action_count", estimators=("dm",))
+    assert found.values["dm"]["value"] == pytest.approx(0.75 * (expected[0] + expected[1]) + 0.25 * (expected[2] + expected[3]), rel=1e-5)
+    assert found.baseline_values["dm"]["value"] == pytest.approx(0.5 * sum(expected), rel=1e-5)
 
 
 def test_clusters_that_the_log_never_had_and_drawn_counts_that_contradict_the_quotas_are_reasons_not_to_tell(tmp_path):

@@ -26,12 +26,12 @@ ROWS, N = 6000, 4
 GOOD = FEATURE_NAMES.index("action_scale")  # marks the clusters that earn
 
 
-def model(taste: float) -> LinearModel:
+def model(taste: float, **manifest: object) -> LinearModel:
     """A model that adds `taste` to the score of the good clusters; it explores freely, so that logs can value others."""
     flat = np.zeros(weight_count(len(FEATURE_NAMES)))
     flat[GOOD] = -taste  # of the costs
     prior = Prior(rate=Rate(mean=0.3, strength=8.0))
-    return linear_model(flat, prior, exploration=Exploration(optimism=0.0, budget=0.5))
+    return linear_model(flat, prior, exploration=Exploration(optimism=0.0, budget=0.5), **manifest)
 
 
 def write_log(file: Path, by: LinearModel, version: str, rows: int = ROWS) -> None:
@@ -118,6 +118,18 @@ def test_a_champion_that_earns_less_than_its_predecessor_is_rolled_back(two: Dep
     assert (done.left, done.version) == ("2", "1")
     assert ModelRegistry(settings).champion() == "1"
     assert "above 0" in done.reasons[0]
+
+
+def test_decisions_count_that_taught_neither_of_two_models(learning: Deployment) -> None:
+    registry = ModelRegistry(learning.settings)
+    for taught in (NOW + 1000, NOW + 4000):
+        registry.add(model(0.2, trained_until=taught), {})
+    write_log(outcomes_file(learning.settings), model(0.2), "")  # from NOW + 1 to NOW + 6000
+    assert evaluate(learning.settings, version="1", against="2").decisions == 2000
+    assert evaluate(learning.settings, version="2", against="1").decisions == 2000
+    assert evaluate(learning.settings, version="1", against="logged").decisions == 5000
+    assert evaluate(learning.settings, policy="uniform", against="2").decisions == 2000
+    assert evaluate(learning.settings, policy="uniform", against="logged").decisions == 6000
 
 
 def test_a_gate_that_is_off_asks_nothing(two: Deployment) -> None:

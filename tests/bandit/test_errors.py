@@ -1,0 +1,35 @@
+"""Every error carries its values, also out of a worker process."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from bandit import errors
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.QueryRewardsError)]
+
+
+def example(kind: type[errors.QueryRewardsError]) -> errors.QueryRewardsError:
+    """An error whose arguments are numbers and texts as they are declared."""
+    if not any("__init__" in vars(base) for base in kind.__mro__ if base.__module__ == errors.__name__):
+        return kind("it failed")
+    parameters = inspect.signature(kind).parameters.values()
+    return kind(**{parameter.name: 3 if "int" in str(parameter.annotation) else f"the {parameter.name}" for parameter in parameters})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_comes_out_of_another_process_as_it_was_raised(kind):
+    error = example(kind)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "__init__" in vars(kind)])
+def test_an_error_with_values_names_them_in_its_message(kind):
+    error = example(kind)
+    assert vars(error)
+    for name, value in vars(error).items():
+        assert str(value) in str(error) or getattr(error, name) is None, name
