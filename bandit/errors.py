@@ -20,6 +20,8 @@ class Status(enum.IntEnum):
 class QueryRewardsError(Exception):
     """Base of all errors of this project. They pass from a worker process to its parent with their values."""
 
+    status: ClassVar[Status] = Status.FAILED
+
     def __reduce__(self) -> tuple[object, ...]:
         """An exception's own way calls the class with the message alone, which breaks the pool of the worker."""
         return _copied, (type(self), self.args, self.__dict__)
@@ -30,8 +32,6 @@ def _copied(kind: type[QueryRewardsError], args: tuple[object, ...], values: dic
     error.args = args
     error.__dict__.update(values)
     return error
-
-    status: ClassVar[Status] = Status.FAILED
 
 
 class InvalidValueError(QueryRewardsError, ValueError):

@@ -13,7 +13,7 @@ from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
 from bandit.policy.scores import Candidates
-from bandit.types import MICROSECONDS_PER_DAY, Prior, Profile, Rate, Sums
+from bandit.types import MICROSECONDS_PER_DAY, SUM_NAMES, Prior, Profile, Rate, Sums
 
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025
 EMPTY_PRIOR = Prior(rate=Rate(mean=0.1, strength=8.0))
@@ -171,9 +171,9 @@ def simple_evidence(impressions: list[float], reward: list[float], draws: list[f
     return Sums(np.array([sums, earned, sums, earned, np.zeros(len(sums)) if draws is None else draws]))
 
 
-def evidence_with(sums: Evidence, **columns: np.ndarray) -> Evidence:
-    """The same evidence with other sums of these names."""
-    return dataclasses.replace(sums, **columns)
+def sums_with(sums: Sums, **columns: np.ndarray) -> Sums:
+    """The same sums, but those of these names."""
+    return Sums(np.array([columns.get(name, getattr(sums, name)) for name in SUM_NAMES]))
 
 
 def reordered(profile: Profile, rows: np.ndarray) -> Profile:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bandit.model.featurize import FEATURE_NAMES, PRIOR_FEATURES, featurize, rebase
-from bandit.types import MICROSECONDS_PER_DAY, Evidence, Prior, Profile, Rate
-from tests.strategies import NOW, evidence_with, simple_evidence, simple_profile
+from bandit.types import MICROSECONDS_PER_DAY, SUM_NAMES, Prior, Profile, Rate, Sums
+from tests.strategies import NOW, simple_evidence, simple_profile, sums_with
 
 ROWS = (0, 1, 2)
 AGES = np.array([1.0, 5.0, 30.0])  # days
@@ -25,7 +25,7 @@ PROFILE = dataclasses.replace(
     importance=np.array([5.0, 3.0, 2.0]),
     last_action_at=NOW - (AGES * MICROSECONDS_PER_DAY).astype(np.int64),
 )
-EVIDENCE = evidence_with(
+EVIDENCE = sums_with(
     simple_evidence([0.0] * 3, [0.0] * 3),
     impressions_session=IMPRESSIONS_SESSION,
     reward_session=REWARD_SESSION,
@@ -34,7 +34,7 @@ EVIDENCE = evidence_with(
 )
 
 
-def features(profile: Profile = PROFILE, evidence: Evidence = EVIDENCE, prior: Prior = PRIOR, now: int = NOW) -> dict[str, np.ndarray]:
+def features(profile: Profile = PROFILE, evidence: Sums = EVIDENCE, prior: Prior = PRIOR, now: int = NOW) -> dict[str, np.ndarray]:
     matrix = featurize(profile, evidence, prior, now, {}).astype(np.float64)
     return {name: matrix[:, column] for column, name in enumerate(FEATURE_NAMES)}
 
@@ -47,8 +47,8 @@ def test_each_feature_has_the_value_of_its_definition():
     expected = {
         "shrunk_rate": rate,
         "session_lift": (REWARD_SESSION + 4.0 * rate) / (IMPRESSIONS_SESSION + 4.0) - rate,
-        "evidence": np.log(1.0 + IMPRESSIONS_LONG) / 5.0,
-        "session_evidence": np.log(1.0 + IMPRESSIONS_SESSION) / 5.0,
+        "log_impressions": np.log(1.0 + IMPRESSIONS_LONG) / 5.0,
+        "session_log_impressions": np.log(1.0 + IMPRESSIONS_SESSION) / 5.0,
         "user_rate": user,
         "topic_rate": topic,
         "topic_history": np.array([0.1, 0.15, -0.05]),
@@ -81,16 +81,16 @@ def every(direction: int) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("impressions_session", {"session_evidence": {1: 1}, "session_lift": {1: -1}}),
+        ("impressions_session", {"session_log_impressions": {1: 1}, "session_lift": {1: -1}}),
         ("reward_session", {"session_lift": {1: 1}}),
-        ("impressions_long", {"evidence": {1: 1}, "shrunk_rate": every(-1), "user_rate": every(-1), "session_lift": every(1)}),
+        ("impressions_long", {"log_impressions": {1: 1}, "shrunk_rate": every(-1), "user_rate": every(-1), "session_lift": every(1)}),
         ("reward_long", {"shrunk_rate": every(1), "user_rate": every(1), "session_lift": every(-1)}),
         ("draws_session", {}),
     ],
 )
 def test_more_of_one_sum_of_the_second_cluster_moves_these_features_and_no_others(name, expected):
     more = getattr(EVIDENCE, name) + np.array([0.0, 1.0, 0.0])
-    assert moved(features(evidence=evidence_with(EVIDENCE, **{name: more}))) == expected
+    assert moved(features(evidence=sums_with(EVIDENCE, **{name: more}))) == expected
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,7 @@ def test_one_more_cluster_that_nothing_is_known_about_moves_the_number_of_cluste
         query_offsets=np.append(PROFILE.query_offsets, 3),
         **{name: getattr(PROFILE, name)[rows] for name in names},
     )
-    sums = ("impressions_session", "reward_session", "impressions_long", "reward_long", "draws_session")
-    evidence = evidence_with(simple_evidence([0.0] * 4, [0.0] * 4), **{name: np.append(getattr(EVIDENCE, name), 0.0) for name in sums})
+    evidence = sums_with(simple_evidence([0.0] * 4, [0.0] * 4), **{name: np.append(getattr(EVIDENCE, name), 0.0) for name in SUM_NAMES})
     assert moved(features(more, evidence)) == {"clusters": every(1)}
 
 

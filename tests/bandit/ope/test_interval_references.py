@@ -11,7 +11,7 @@ from scipy.special import zeta
 
 from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import Batch
-from bandit.ope.estimators.state import summed
+from bandit.ope.estimators.state import state_of
 from bandit.ope.estimators.thresholds import THRESHOLDS
 from bandit.ope.intervals import UNKNOWN, Interval, bootstrap, confidence_sequence, percentiles, resample
 from bandit.ope.lift import absolute_lift, differences, relative_lift
@@ -39,24 +39,24 @@ def boundary(v: float, c: float, alpha: float, eta: float = 2.0, s: float = 1.4)
     ],
 )
 def test_each_end_of_the_confidence_sequence_is_the_stitched_boundary_of_its_side_at_half_of_alpha(low, high, scales, alpha):
-    found = confidence_sequence(summed(TERMS, USERS), low, high, alpha)
+    found = confidence_sequence(state_of(TERMS, USERS), low, high, alpha)
     mean, squares, n = TERMS.mean(), (TERMS**2).sum(), len(TERMS)
     assert found.low == pytest.approx(mean - boundary(squares, scales[0], alpha / 2.0) / n, rel=1e-12)
     assert found.high == pytest.approx(mean + boundary(squares, scales[1], alpha / 2.0) / n, rel=1e-12)
 
 
 def test_the_confidence_sequence_is_of_one_chance_in_twenty_unless_said_otherwise():
-    state = summed(TERMS, USERS)
+    state = state_of(TERMS, USERS)
     assert confidence_sequence(state, -0.5, 1.5) == confidence_sequence(state, -0.5, 1.5, 0.05)
 
 
 def test_the_range_of_a_lift_is_what_was_seen_with_0():
-    state = summed(TERMS, USERS)
+    state = state_of(TERMS, USERS)
     assert absolute_lift(state, 0.1) == confidence_sequence(state, -0.5, 1.5, 0.1)
-    above = summed(np.abs(TERMS) + 1.0, USERS)
+    above = state_of(np.abs(TERMS) + 1.0, USERS)
     assert absolute_lift(above, 0.1) == confidence_sequence(above, 0.0, 2.5, 0.1)
-    assert absolute_lift(summed(np.zeros((5, 1)), USERS[:5]), 0.1) == Interval(low=0.0, high=0.0)
-    assert absolute_lift(summed(TERMS[:0], USERS[:0]), 0.1) == UNKNOWN
+    assert absolute_lift(state_of(np.zeros((5, 1)), USERS[:5]), 0.1) == Interval(low=0.0, high=0.0)
+    assert absolute_lift(state_of(TERMS[:0], USERS[:0]), 0.1) == UNKNOWN
 
 
 def test_a_relative_lift_is_the_share_of_the_size_of_what_the_baseline_earns():
@@ -69,27 +69,27 @@ def test_a_relative_lift_is_the_share_of_the_size_of_what_the_baseline_earns():
 
 def test_percentiles_cut_half_of_alpha_from_either_side():
     ips = ESTIMATORS["ips"]
-    state = summed(np.arange(41.0)[:, None], np.arange(41) * 7)  # one decision a user, worth 0 to 40
+    state = state_of(np.arange(41.0)[:, None], np.arange(41) * 7)  # one decision a user, worth 0 to 40
     alone = np.eye(41) @ np.eye(len(state.decisions))[np.arange(41) * 7]  # resamples of one user each
     assert percentiles(ips, state, alone, 0.1) == Interval(low=2.0, high=38.0)
     assert percentiles(ips, state, alone) == Interval(low=1.0, high=39.0)
 
 
 def test_resamples_draw_as_many_users_as_there_are_and_only_those():
-    state = summed(TERMS, USERS * 3)
+    state = state_of(TERMS, USERS * 3)
     drawn = resample(state, np.random.default_rng(0), 500)
     assert drawn.shape == (500, len(state.decisions))
     assert (drawn.sum(axis=1) == 41).all()
     assert set(np.flatnonzero(drawn.any(axis=0))) == set(range(0, 123, 3))
     np.testing.assert_allclose(drawn[:, :123:3].mean(axis=0), 1.0, atol=0.2)
-    assert resample(summed(TERMS[:0], USERS[:0]), np.random.default_rng(0), 3).sum() == 0
+    assert resample(state_of(TERMS[:0], USERS[:0]), np.random.default_rng(0), 3).sum() == 0
 
 
 def test_the_bootstraps_width_is_that_of_a_mean_of_users():
     """Of users whose decisions are alike in number: 2 z standard deviations of the users' sums, by root n."""
     terms = np.random.default_rng(1).normal(1.0, 1.0, (4000, 1))
     users = np.arange(4000) // 4
-    interval = bootstrap(ESTIMATORS["ips"], summed(terms, users), np.random.default_rng(2), resamples=4000)
+    interval = bootstrap(ESTIMATORS["ips"], state_of(terms, users), np.random.default_rng(2), resamples=4000)
     deviation = terms.reshape(1000, 4).mean(axis=1).std(ddof=1) / np.sqrt(1000)
     assert interval.high - interval.low == pytest.approx(2.0 * stats.norm.ppf(0.975) * deviation, rel=0.05)
 
