@@ -259,8 +259,38 @@ class NotPromotedError(QueryRewardsError, RuntimeError):
 
 
 class LockHeldError(QueryRewardsError, BlockingIOError):
-    """Another process is running this step."""
+    """Another process runs a step of this deployment."""
 
-    def __init__(self, step: str, owner: str) -> None:
-        self.step, self.owner = step, owner
-        super().__init__(f"step {step!r} is locked by {owner}; it frees itself when that process ends or its lock expires")
+    def __init__(self, step: str, owner: str, *, since: str, seconds: float) -> None:
+        self.step, self.owner, self.since, self.seconds = step, owner, since, seconds
+        super().__init__(
+            f"{step!r} has been running as {owner} since {since}, and one step runs at a time; the lease frees itself when that process "
+            f"ends, or after {seconds:.0f} s without a heartbeat"
+        )
+
+
+class LeaseLostError(QueryRewardsError, RuntimeError):
+    """This run stood still for longer than its lease, and another has taken over: nothing more was written."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        super().__init__(f"{step!r} stood still for too long and another run has taken over; nothing more was written, run it again")
+
+
+class OtherDeploymentError(QueryRewardsError, RuntimeError):
+    """Redis belongs to another data folder, or to another copy of this one."""
+
+    def __init__(self, place: str, key: str, *, folder: str, host: str, at: str) -> None:
+        self.place, self.key, self.folder, self.host, self.at = place, key, folder, host, at
+        super().__init__(
+            f"Redis at {place} belongs to the deployment in {folder} on {host} (last run {at}), and this data folder is another one or an "
+            f"old copy of it: give this one another project name or redis_url; if the other is gone for good, delete the key {key!r} there"
+        )
+
+
+class RegistryError(QueryRewardsError, RuntimeError):
+    """MLflow refused, or lacks what this deployment needs: the message says how to go on. `code` is MLflow's own."""
+
+    def __init__(self, problem: str, *, code: str = "") -> None:
+        self.problem, self.code = problem, code
+        super().__init__(problem)

@@ -52,4 +52,4 @@ WORKERS_KEY = "qr:stream:workers"
 ROW_VERSION_FIELD = "_qr:version"  # of a user's row in the online store: which commit wrote it
 CHAMPION_KEY = "qr:model:champion"
 MODEL_KEY = "qr:model:%s"
-LOCK_KEY = "qr:lock:%s"
+DEPLOYMENT_KEY = "qr:deployment"  # which data folder writes here (training/claim.py)

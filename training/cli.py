@@ -12,8 +12,9 @@ import typer
 from bandit.errors import InvalidSettingError, NotBetterError, NotPromotedError, StreamDiffersError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
+from training.claim import running
 from training.console import AsJson, AsOf, SettingsFile, now, progress_bar, run_step, show, stderr, stop_event, time_of, verb
-from training.lock import locked
+from training.lock import leased
 
 
 @verb(extra="training")
@@ -42,7 +43,7 @@ def cluster(
 
     settings = load_settings(settings_file)
     streaming = settings.stream.enabled
-    with locked(settings.data_path, "cluster"), progress_bar() as bar:
+    with running(settings, "cluster") if streaming else leased(settings.data_path, "cluster"), progress_bar() as bar:
         task = bar.add_task("clustering users", total=None)
         result = step.cluster(
             settings,
@@ -80,7 +81,7 @@ def fold(
         if compared.differing:
             raise StreamDiffersError(len(compared.differing), compared.users)
         return
-    run_step("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=time_of(as_of), now=now()))
+    run_step("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=time_of(as_of), now=now()), writes_redis=False)
 
 
 @verb(extra="training")
@@ -131,7 +132,7 @@ def train(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as
     """Learn a candidate model from the joined rows."""
     from training.models import train as step
 
-    run_step("train", settings_file, as_json, lambda settings: step.train(settings, as_of=time_of(as_of)))
+    run_step("train", settings_file, as_json, lambda settings: step.train(settings, as_of=time_of(as_of)), writes_redis=False)
 
 
 @verb(extra="training")
@@ -212,7 +213,7 @@ def rollback(settings_file: SettingsFile = Path(DEFAULT_FILE), as_json: AsJson =
     """Let the model before this one serve again."""
     from training.models import promote as step
 
-    run_step("promote", settings_file, as_json, step.rollback)
+    run_step("rollback", settings_file, as_json, step.rollback)
 
 
 @verb(extra="training")
@@ -221,7 +222,7 @@ def retrain(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", 
     from training import retrain as step
 
     settings = load_settings(settings_file)
-    with locked(settings.data_path, "retrain"), stderr.status("starting") as status:
+    with stderr.status("starting") as status:
         result = step.retrain(settings, as_of=time_of(as_of), now=now(), say=status.update)
     show(result, as_json)
     if result.promoted is None:

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from bandit.errors import InvalidValueError, MissingExtraError, QueryRewardsError
 from bandit.settings.load import Settings, load_settings
-from training.lock import locked
+from training.claim import running
+from training.lock import leased
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Learn which of a user's clusters are worth querying.")
 stderr = Console(stderr=True)
@@ -77,10 +78,10 @@ def stop_event() -> threading.Event:
     return event
 
 
-def run_step(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object]) -> None:
-    """One step under the deployment's lock, and its result shown."""
+def run_step(step: str, settings_file: Path, as_json: bool, work: Callable[[Settings], object], *, writes_redis: bool = True) -> None:
+    """One step under the deployment's lease, and its result shown."""
     settings = load_settings(settings_file)
-    with locked(settings.data_path, step), stderr.status(step):
+    with running(settings, step) if writes_redis else leased(settings.data_path, step), stderr.status(step):
         result = work(settings)
     show(result, as_json)
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bandit.errors import EmptyLogError, NoComparisonError, NotBetterError, TooFewRowsError, UnknownModelError
+from bandit.errors import (
+    DependencyUnavailableError,
+    EmptyLogError,
+    NoComparisonError,
+    NotBetterError,
+    RegistryError,
+    TooFewRowsError,
+    UnknownModelError,
+)
 from bandit.settings.load import Settings
+from training.claim import running
 from training.evaluation.gate import RolledBack, promote_if_better, roll_back_if_worse
 from training.features.feature_store import materialize
 from training.features.fold import Folded, fold
 from training.logs.archive import compact, move_logs
 from training.models.join import Joined, join
-from training.models.promote import Promoted
+from training.models.promote import Promoted, repair
 from training.models.train import Trained, train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrained:
-    """What each step did; None for a step that had nothing to do, and `not_promoted` then says why."""
+    """What each step did; None for a step that had nothing to do, and `not_promoted` then says why. `repaired`: after a killed run."""
 
     decisions_moved: int
     folded: Folded | None
@@ -28,45 +38,48 @@ class Retrained:
     promoted: Promoted | None = None
     rolled_back: RolledBack | None = None
     not_promoted: str = ""
+    repaired: str = ""
 
 
 def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], None] = lambda step: None) -> Retrained:
-    """Move decisions, fold, materialize, join, train, promote, as of one time (UTC microseconds).
+    """Move decisions, fold, materialize, join, train, promote, as of one time (UTC microseconds), under one lease.
 
-    Raises: DependencyUnavailableError, InvalidTableError and the like from the steps; logs that are still empty are not an error.
+    Evidence comes first: a registry that is away keeps no reward from serving.
+
+    Raises: DependencyUnavailableError, InvalidTableError, LockHeldError and the like from the steps; logs that are still empty are not an
+    error.
     """
-    say("moving decisions and feedback to the logs")
-    moved = move_logs(settings).decisions
-    compact(settings, now=now)
-    say("folding feedback")
-    try:
-        folded = fold(settings, as_of=as_of, now=now)
-    except EmptyLogError as error:
-        say("materializing")
-        return Retrained(decisions_moved=moved, folded=None, rows_materialized=materialize(settings, until=as_of), not_promoted=str(error))
-    say("materializing")
-    materialized = materialize(settings, until=as_of)
-    joined, trained, rolled_back = None, None, None
-    try:
-        say("joining decisions with feedback")
-        joined = join(settings, as_of=as_of)
-        say("looking back at the champion")
-        rolled_back = roll_back_if_worse(settings)
-        say("training")
-        trained = train(settings, as_of=as_of)
-        say("promoting")
-        promoted = promote_if_better(settings, version=trained.version)
-    except (EmptyLogError, TooFewRowsError, UnknownModelError, NoComparisonError, NotBetterError) as error:
-        promoted, reason = None, str(error)
-    else:
-        reason = ""
-    return Retrained(
-        decisions_moved=moved,
-        folded=folded,
-        rows_materialized=materialized,
-        joined=joined,
-        trained=trained,
-        promoted=promoted,
-        rolled_back=rolled_back,
-        not_promoted=reason,
-    )
+    with running(settings, "retrain") as lease:
+
+        def begin(step: str) -> None:
+            lease.check()
+            say(step)
+
+        repaired = ""
+        with contextlib.suppress(DependencyUnavailableError, RegistryError):  # raised again where the models' turn comes
+            begin("repairing what an interrupted run left")
+            repaired = repair(settings)
+        begin("moving decisions and feedback to the logs")
+        moved = move_logs(settings).decisions
+        compact(settings, now=now)
+        begin("folding feedback")
+        try:
+            folded, reason = fold(settings, as_of=as_of, now=now), ""
+        except EmptyLogError as error:
+            folded, reason = None, str(error)
+        begin("materializing")
+        done = Retrained(decisions_moved=moved, folded=folded, rows_materialized=materialize(settings, until=as_of), repaired=repaired)
+        if folded is None:
+            return replace(done, not_promoted=reason)
+        try:
+            begin("joining decisions with feedback")
+            done = replace(done, joined=join(settings, as_of=as_of))
+            begin("looking back at the champion")
+            done = replace(done, rolled_back=roll_back_if_worse(settings))
+            begin("training")
+            trained = train(settings, as_of=as_of)
+            done = replace(done, trained=trained)
+            begin("promoting")
+            return replace(done, promoted=promote_if_better(settings, version=trained.version))
+        except (EmptyLogError, TooFewRowsError, UnknownModelError, NoComparisonError, NotBetterError) as error:
+            return replace(done, not_promoted=str(error))

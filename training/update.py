@@ -16,10 +16,10 @@ from bandit.model.learning import Examples
 from bandit.model.linear_model import LinearModel
 from bandit.settings.load import Settings
 from bandit.types import Floats
-from training.lock import locked
+from training.claim import running
 from training.logs.archive import move_logs
 from training.models.join import join
-from training.models.promote import promote
+from training.models.promote import promote, repair
 from training.models.registry import ModelRegistry
 from training.models.train import candidate, hold_out, metrics_of, read_examples
 
@@ -39,29 +39,31 @@ class Updated:
 def update(settings: Settings, *, as_of: int) -> Updated:
     """Learn from what has matured by `as_of`, and publish if the rules allow. Safe to repeat, safe to interrupt.
 
-    Raises: DependencyUnavailableError, InvalidTableError, LearnerError, CorruptModelError.
+    Raises: DependencyUnavailableError, InvalidTableError, LearnerError, CorruptModelError, LockHeldError.
     """
-    registry = ModelRegistry(settings)
-    serving = registry.champion()
-    if serving is None:
-        return Updated(version=None, reason="no model serves yet: the first comes from `query-rewards retrain`")
-    move_logs(settings)
-    try:
-        join(settings, as_of=as_of)
-        examples = read_examples(settings)
-    except (EmptyLogError, TooFewRowsError) as error:
-        return Updated(version=None, reason=str(error))
-    champion = registry.load(serving)
-    learned, held_out = hold_out(examples, settings.training.held_out)
-    if not len(learned) or champion.manifest.trained_until >= int(held_out.decided_at[0]):
-        return Updated(version=None, reason="the serving model has seen the newest rows: nothing to judge an update on")
-    model = candidate(settings, learned, as_of=as_of)
-    verdict = _judged(champion, model, held_out, settings.training.largest_update)
-    if verdict.reason:
-        return verdict
-    version = registry.add(model, metrics_of(model, learned))
-    promote(settings, version=version)
-    return replace(verdict, version=version)
+    with running(settings, "learn"):
+        repair(settings)
+        registry = ModelRegistry(settings)
+        serving = registry.champion()
+        if serving is None:
+            return Updated(version=None, reason="no model serves yet: the first comes from `query-rewards retrain`")
+        move_logs(settings)
+        try:
+            join(settings, as_of=as_of)
+            examples = read_examples(settings)
+        except (EmptyLogError, TooFewRowsError) as error:
+            return Updated(version=None, reason=str(error))
+        champion = registry.load(serving)
+        learned, held_out = hold_out(examples, settings.training.held_out)
+        if not len(learned) or champion.manifest.trained_until >= int(held_out.decided_at[0]):
+            return Updated(version=None, reason="the serving model has seen the newest rows: nothing to judge an update on")
+        model = candidate(settings, learned, as_of=as_of)
+        verdict = _judged(champion, model, held_out, settings.training.largest_update)
+        if verdict.reason:
+            return verdict
+        version = registry.add(model, metrics_of(model, learned))
+        promote(settings, version=version)
+        return replace(verdict, version=version)
 
 
 def keep_learning(settings: Settings, *, clock: Callable[[], int], wait: Callable[[float], bool], show: Callable[[Updated], None]) -> None:
@@ -71,8 +73,7 @@ def keep_learning(settings: Settings, *, clock: Callable[[], int], wait: Callabl
     """
     while not wait(settings.training.every_seconds):
         try:
-            with locked(settings.data_path, "retrain"):
-                show(update(settings, as_of=clock()))
+            show(update(settings, as_of=clock()))
         except LockHeldError as error:
             show(Updated(version=None, reason=str(error)))
 

@@ -1,143 +1,255 @@
-"""The lock of a step: one owner at a time, and none for ever."""
+"""The lease of a deployment: one owner at a time, none for ever, and none that goes on after it lost the lease."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from bandit.errors import LockHeldError
+from bandit.errors import LeaseLostError, LockHeldError, StorageError
 from training import lock
-from training.lock import locked
+from training.lock import leased, still_leased
+from training.logs.tables import write_table
 
+fork = multiprocessing.get_context("fork")
+SECONDS = 1.5  # life of a lease here; the heart beats every 50 ms
 HOLDER = """
 import sys, time
 from pathlib import Path
-from training.lock import locked
-with locked(Path(sys.argv[1]), "fold"):
+from training.lock import leased
+with leased(Path(sys.argv[1]), "fold", seconds=float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
+@contextmanager
+def holder(folder: Path, seconds: float = SECONDS) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that runs a step."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder), str(seconds)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def take(folder: Path, step: str = "join", seconds: float = SECONDS) -> int:
+    """Get the lease as another process would: without what this one holds."""
+
+    def taken() -> int:
+        with leased(folder, step, seconds=seconds) as lease:
+            return lease.number
+
+    return Context().run(taken)
+
+
 def written(folder: Path, **owner: object) -> Path:
-    """The lock file of another owner: this host's process 1, for another minute, unless the fields say otherwise."""
-    file = folder / "locks" / "fold.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"host": socket.gethostname(), "pid": 1, "expires_at": time.time() + 60.0} | owner))
+    """The lease of an owner of whom there is only its file."""
+    file = folder / "lease" / f"{1:012d}"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"step": "fold", "host": "elsewhere", "pid": 1, "since": "then", "boot": "another"} | owner))
     return file
 
 
-def dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_lock_is_held_and_given_back(tmp_path: Path) -> None:
-    file = tmp_path / "locks" / "fold.json"
-    with locked(tmp_path, "fold"):
-        owner = json.loads(file.read_text())
-        assert (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid())
-        assert 0.0 < owner["expires_at"] - time.time() <= 6 * 3600.0
-    assert not file.exists()
-    with locked(tmp_path, "fold"):
-        pass
+def test_a_lease_is_held_and_given_back(tmp_path: Path) -> None:
+    with leased(tmp_path, "fold") as first:
+        first.check()
+    assert take(tmp_path) == first.number + 1
 
 
 def test_it_is_given_back_when_the_step_fails(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), locked(tmp_path, "fold"):
+    with pytest.raises(ZeroDivisionError), leased(tmp_path, "fold"):
         raise ZeroDivisionError
-    assert not (tmp_path / "locks" / "fold.json").exists()
+    assert take(tmp_path) == 2
 
 
-def test_a_second_run_is_refused_naming_the_owner_and_the_first_keeps_it(tmp_path: Path) -> None:
-    with locked(tmp_path, "fold"):
-        with pytest.raises(LockHeldError, match="step 'fold' is locked by") as raised, locked(tmp_path, "fold"):
+def test_a_step_inside_a_step_shares_its_lease(tmp_path: Path) -> None:
+    with leased(tmp_path, "retrain") as outer:
+        with leased(tmp_path / "." / "", "fold") as inner:
+            assert inner is outer
+        outer.check()
+        with leased(tmp_path / "other", "fold") as other:
+            assert other is not outer
+
+
+def test_every_other_step_is_refused_naming_the_owner_and_its_times(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        began = time.monotonic()
+        with pytest.raises(LockHeldError) as raised, leased(tmp_path, "join", seconds=SECONDS):
             pass
-        assert raised.value.owner == f"process {os.getpid()} on {socket.gethostname()}"
-        assert (tmp_path / "locks" / "fold.json").exists()
+        assert time.monotonic() - began < SECONDS
+        error = raised.value
+        assert (error.step, error.seconds) == ("fold", SECONDS)
+        assert error.owner.startswith(f"process {process.pid} on ")
+        assert all(part in str(error) for part in ("'fold'", str(process.pid), error.since, "2 s without a heartbeat"))
 
 
-def test_steps_and_folders_do_not_lock_each_other(tmp_path: Path) -> None:
-    with locked(tmp_path, "fold"), locked(tmp_path, "join"), locked(tmp_path / "other", "fold"):
-        assert len(list((tmp_path / "locks").iterdir())) == 2
+def test_a_thread_of_its_own_is_no_step_inside_a_step(tmp_path: Path) -> None:
+    refused: list[LockHeldError] = []
+
+    def other() -> None:
+        try:
+            with leased(tmp_path, "fold", seconds=SECONDS):
+                pass
+        except LockHeldError as error:
+            refused.append(error)
+
+    with leased(tmp_path, "retrain", seconds=SECONDS):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
 
 
-def test_another_process_holds_it_until_it_is_killed(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(LockHeldError, match=f"process {holder.pid} on"), locked(tmp_path, "fold"):
-            pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        with locked(tmp_path, "fold"):
-            assert json.loads((tmp_path / "locks" / "fold.json").read_text())["pid"] == os.getpid()
+def test_a_killed_owner_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
+    with holder(tmp_path, seconds=60.0) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        began = time.monotonic()
+        assert take(tmp_path, seconds=60.0) == 2
+        assert time.monotonic() - began < 1.0
 
 
-def test_a_lock_of_another_machine_holds_until_it_expires(tmp_path: Path) -> None:
-    written(tmp_path, host="elsewhere", pid=dead_process())
-    with pytest.raises(LockHeldError, match="on elsewhere"), locked(tmp_path, "fold"):
-        pass
-    written(tmp_path, host="elsewhere", expires_at=time.time() - 1.0)
-    with locked(tmp_path, "fold"):
-        pass
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"host": "elsewhere", "pid": 7},
+        {"host": "this", "pid": 1},
+        {"host": "this", "pid": os.getpid()},
+        {"host": "this", "pid": os.getpid(), "boot": ""},
+    ],
+)
+def test_a_silent_owner_is_replaced_within_the_life_of_a_lease_whatever_its_name(tmp_path: Path, owner: dict[str, object]) -> None:
+    written(tmp_path, **(owner | ({"host": os.uname().nodename} if owner["host"] == "this" else {})))
+    began = time.monotonic()
+    assert take(tmp_path, seconds=0.5) == 2
+    assert 0.5 <= time.monotonic() - began < 5.0
 
 
-def test_an_expired_lock_of_a_running_process_is_taken_over(tmp_path: Path) -> None:
-    written(tmp_path, pid=os.getpid(), expires_at=time.time() - 1.0)
-    with locked(tmp_path, "fold"):
-        pass
-
-
-def test_a_lock_file_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
-    written(tmp_path).write_text("")
-    with locked(tmp_path, "fold"):
-        pass
-
-
-def test_a_lock_file_that_was_cut_short_is_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
+def test_clocks_that_are_off_by_a_day_decide_nothing(tmp_path: Path, off: float) -> None:
     file = written(tmp_path)
-    file.write_text(file.read_text()[:20])
+    os.utime(file, (time.time() + off, time.time() + off))
+    assert take(tmp_path, seconds=0.3) == 2
+    file = tmp_path / "lease" / f"{3:012d}"
+    file.write_text((tmp_path / "lease" / f"{1:012d}").read_text())
+    stop = threading.Event()
 
-    def too_long(*_: object) -> None:
-        raise TimeoutError
+    def beats() -> None:  # of a machine whose clock is off, and stands nearly still
+        moment = time.time_ns() + round(off * 1e9)
+        while not stop.wait(0.05):
+            moment += 1000
+            os.utime(file, ns=(moment, moment))
 
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    thread = threading.Thread(target=beats)
+    thread.start()
     try:
-        with locked(tmp_path, "fold"):
-            pass
+        with pytest.raises(LockHeldError, match="elsewhere since then"):
+            take(tmp_path)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+        stop.set()
+        thread.join()
 
 
-def test_two_that_find_a_dead_owner_do_not_both_get_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path, pid=dead_process())
+@pytest.mark.parametrize("content", ["", "fre", '{"step": "fo', "[]", "\x00"])
+def test_an_owner_that_died_before_it_said_its_name_is_replaced_too(tmp_path: Path, content: str) -> None:
+    written(tmp_path).write_text(content)
+    assert take(tmp_path, seconds=0.3) == 2
 
-    looks: list[int] = []
 
-    def another_is_quicker(pid: int) -> bool:
-        looks.append(pid)
-        if len(looks) == 1:
-            written(tmp_path)  # between our look at the dead owner and our removal of its file
-        return len(looks) > 1
+def frozen(folder: Path, then: Callable[[], None]) -> str:
+    """What an owner meets that is stopped for longer than its lease, while another takes over and ends: the error's name, or nothing."""
+    said = fork.SimpleQueue()
+    ready = fork.Event()
 
-    monkeypatch.setattr(lock, "_alive", another_is_quicker)
-    with pytest.raises(LockHeldError), locked(tmp_path, "fold"):
+    def run() -> None:
+        try:
+            with leased(folder, "retrain", seconds=0.5):
+                ready.set()
+                os.kill(os.getpid(), signal.SIGSTOP)
+                then()
+            said.put("")
+        except BaseException as error:
+            said.put(type(error).__name__)
+        os._exit(0)
+
+    process = fork.Process(target=run)
+    process.start()
+    assert ready.wait(30)
+    number = take(folder, seconds=0.5)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(30)
+    assert take(folder, seconds=0.5) == number + 1
+    return str(said.get())
+
+
+def test_a_frozen_owner_that_wakes_writes_nothing_more(tmp_path: Path) -> None:
+    table, file = pa.table({"a": [1]}), tmp_path / "out" / "a.parquet"
+    assert frozen(tmp_path, still_leased) == LeaseLostError.__name__
+    assert frozen(tmp_path, lambda: write_table(table, file)) == LeaseLostError.__name__
+    assert not file.exists()
+
+
+def test_a_lease_whose_file_somebody_removed_is_lost(tmp_path: Path) -> None:
+    with leased(tmp_path, "fold") as lease:
+        for file in (tmp_path / "lease").iterdir():
+            file.unlink()
+        with pytest.raises(LeaseLostError):
+            lease.check()
+
+
+def test_many_processes_at_once_never_own_it_together(tmp_path: Path) -> None:
+    inside, together = fork.Value("i", 0), fork.Value("i", 0)
+    got = fork.Value("i", 0)
+
+    def work(number: int) -> None:
+        while got.value < 40:
+            try:
+                with leased(tmp_path, f"step {number}", seconds=20.0):
+                    with inside.get_lock():
+                        inside.value += 1
+                        together.value = max(together.value, inside.value)
+                    with inside.get_lock():
+                        got.value += 1
+                        inside.value -= 1
+            except LockHeldError:
+                pass
+        os._exit(0)
+
+    processes = [fork.Process(target=work, args=(number,)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert together.value == 1
+    assert len(list((tmp_path / "lease").iterdir())) <= lock._NUMBERS_KEPT + 2
+
+
+def test_a_number_that_was_removed_since_one_looked_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(60):
+        last = take(tmp_path)
+    newest = iter([1, last, last, last + 1])  # a look that is far too old, as from a cached folder
+    monkeypatch.setattr(lock, "_newest", lambda folder: next(newest))
+    assert take(tmp_path) == last + 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text("")
+    with pytest.raises(StorageError, match="the lease cannot be taken"), leased(tmp_path, "fold"):
         pass
-
-
-def test_an_owner_whose_lock_was_taken_over_does_not_free_it(tmp_path: Path) -> None:
-    with locked(tmp_path, "fold"):
-        file = written(tmp_path, host="elsewhere")
-    assert file.exists()

@@ -12,8 +12,8 @@ import pytest
 
 from bandit.settings.load import Settings, load_settings
 from tests.conftest import Deployment
+from tests.leases import owned_elsewhere
 from tests.tables_made import DAY, MINUTE, NOW, decision, feedback, write_decisions, write_feedback
-from training.lock import locked
 from training.models.join import join
 from training.models.promote import promote
 from training.models.registry import ModelRegistry
@@ -100,10 +100,10 @@ def test_an_update_that_predicts_no_better_is_not_published(serving: Deployment)
 def test_a_retrain_that_runs_goes_first(serving: Deployment) -> None:
     shown: list[Updated] = []
     turns = iter([False, True])
-    with locked(serving.settings.data_path, "retrain"):
+    with owned_elsewhere(serving.settings.data_path, "retrain"):
         keep_learning(serving.settings, clock=lambda: NOW, wait=lambda _: next(turns), show=shown.append)
     assert [one.version for one in shown] == [None]
-    assert "locked" in shown[0].reason
+    assert "'retrain' has been running" in shown[0].reason
 
 
 def test_the_verb_is_off_by_default_and_ends_when_asked(serving: Deployment) -> None:

@@ -18,10 +18,11 @@ from bandit.errors import (
 )
 from bandit.ope.gate import BETTER, NOT_BETTER
 from bandit.settings.load import Settings
+from training.claim import running
 from training.evaluation.evaluate import LOGGED, DecisionFilter, Target, evaluate_log, target_of
 from training.evaluation.result import Evaluation
 from training.models.outcomes import outcomes_file
-from training.models.promote import Promoted, promote, rollback
+from training.models.promote import Promoted, promote, repair, rollback
 from training.models.registry import ModelRegistry
 
 _SEED = 1  # of the bootstrap: the same log gives the same intervals
@@ -90,11 +91,13 @@ def promote_if_better(settings: Settings, *, version: str | None = None, force: 
 
     Raises: NotBetterError with the verdict's reasons, NoComparisonError without a log; whatever `promote` raises.
     """
-    registry = ModelRegistry(settings)
-    chosen, champion = version or registry.newest(), _usable(registry, registry.champion())
-    if not force and settings.gate.mode == "enforce" and chosen is not None and chosen != champion:
-        _ask(settings, chosen, champion)
-    return promote(settings, version=version)
+    with running(settings, "promote"):
+        repair(settings)
+        registry = ModelRegistry(settings)
+        chosen, champion = version or registry.newest(), _usable(registry, registry.champion())
+        if not force and settings.gate.mode == "enforce" and chosen is not None and chosen != champion:
+            _ask(settings, chosen, champion)
+        return promote(settings, version=chosen)
 
 
 def _usable(registry: ModelRegistry, champion: str | None) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bandit.errors import StorageError
+from training.lock import still_leased
 
 PARTIAL = ".partial"
 _ABANDONED_SECONDS = 24 * 3600  # a leftover of another machine's process, of which nobody knows whether it lives
@@ -20,7 +21,7 @@ _ABANDONED_SECONDS = 24 * 3600  # a leftover of another machine's process, of wh
 def whole_file(file: Path) -> Iterator[Path]:
     """A name to write to, which becomes `file` when the block ends well, and goes when it does not.
 
-    Raises: StorageError when the disk is full, the folder read-only, and the like.
+    Raises: StorageError when the disk is full, the folder read-only, and the like; LeaseLostError.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     with storage_errors(file):
@@ -29,6 +30,7 @@ def whole_file(file: Path) -> Iterator[Path]:
         try:
             yield partial
             _to_disk(partial)
+            still_leased()
             partial.replace(file)
             _to_disk(file.parent)
         except BaseException:

@@ -14,6 +14,7 @@ from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.policy.logged_inputs import INPUTS
 from bandit.settings.load import Settings
 from bandit.types import Floats
+from training.logs.writing import whole_file
 
 OUTCOMES_FILE = "outcomes.parquet"
 ROWS_AT_ONCE = 32_768  # of a row group, which a process holds whole
@@ -74,12 +75,9 @@ def write_outcomes(matured: ir.Table, rows: ir.Table, file: Path) -> None:
     columns = ["decision_id", "user_id", "policy", "model_version", "arm", "k", "quotas", "caps", "features", "inputs"]
     whole = whole.select([*columns, "drawn", "draws", "shown", "rewards"], decided_at=whole.decided)
     batches = whole.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    with outcomes_writer(partial, metadata) as writer:
+    with whole_file(file) as partial, outcomes_writer(partial, metadata) as writer:
         for batch in batches:
             writer.write_table(_split(pa.Table.from_batches([batch])))
-    partial.replace(file)
 
 
 def outcomes_writer(file: Path, metadata: dict[bytes, bytes]) -> pq.ParquetWriter:

@@ -18,6 +18,7 @@ from bandit.rewards.prior import fit_prior
 from bandit.settings.load import Settings
 from bandit.types import Prior
 from feature_repo import names
+from training.lock import leased
 from training.logs.engine import engine
 from training.models.join import examples_file
 from training.models.registry import ModelRegistry
@@ -40,27 +41,29 @@ def train(settings: Settings, *, as_of: int) -> Trained:
 
     Where a gate is to judge the model, the newest rows are left alone (`training.held_out`): it is judged on what it has not seen.
 
-    Raises: EmptyLogError without a join, TooFewRowsError, LearnerError.
+    Raises: EmptyLogError without a join, TooFewRowsError, LearnerError, LockHeldError, RegistryError, DependencyUnavailableError.
     """
-    registry = ModelRegistry(settings)
-    examples = read_examples(settings)
-    if settings.gate.mode == "enforce":
-        examples, _ = hold_out(examples, settings.training.held_out)
-    model = candidate(settings, examples, as_of=as_of)
-    metrics = metrics_of(model, examples)
-    known = _newest(registry)
-    if known is not None and _learned_from(known[1].manifest) == _learned_from(model.manifest):
-        version, model = known
-    else:
-        version = registry.add(model, metrics)
-    return Trained(
-        version=version,
-        sha256=sha256(model.to_bytes()),
-        rows=len(examples),
-        impressions=metrics["impressions"],
-        mean_reward=metrics["mean_reward"],
-        residual_rmse=metrics["residual_rmse"],
-    )
+    with leased(settings.data_path, "train"):
+        registry = ModelRegistry(settings)
+        registry.add_kept()
+        examples = read_examples(settings)
+        if settings.gate.mode == "enforce":
+            examples, _ = hold_out(examples, settings.training.held_out)
+        model = candidate(settings, examples, as_of=as_of)
+        metrics = metrics_of(model, examples)
+        known = _newest(registry)
+        if known is not None and _learned_from(known[1].manifest) == _learned_from(model.manifest):
+            version, model = known
+        else:
+            version = registry.add(model, metrics)
+        return Trained(
+            version=version,
+            sha256=sha256(model.to_bytes()),
+            rows=len(examples),
+            impressions=metrics["impressions"],
+            mean_reward=metrics["mean_reward"],
+            residual_rmse=metrics["residual_rmse"],
+        )
 
 
 def read_examples(settings: Settings) -> Examples:

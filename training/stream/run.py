@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bandit.settings.load import Settings
 from feature_repo import names
 from feature_repo.connection import connect, translated
+from training.claim import check_claim
 from training.features.feature_store import online_rows
 from training.stream.consumer import Consumer
 from training.stream.metrics import StreamMetrics
@@ -29,9 +30,11 @@ class Streamed:
 def open_consumer(settings: Settings, metrics: StreamMetrics) -> Consumer:
     """A consumer of this deployment, ready to run.
 
-    Raises: DependencyUnavailableError, FeatureStoreError.
+    Raises: DependencyUnavailableError, FeatureStoreError, OtherDeploymentError.
     """
     client = connect(settings.redis_url, timeout=_SOCKET_SECONDS)
+    with translated(settings.redis_url):
+        check_claim(settings, client)
     return Consumer(settings, client, online_rows(settings, client), metrics)
 
 

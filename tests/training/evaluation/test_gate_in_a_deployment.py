@@ -15,6 +15,7 @@ from bandit.model.linear_model import LinearModel, weight_count
 from bandit.policy.logged_inputs import INPUTS
 from bandit.policy.policy_rows import ROW_POLICIES, Rows
 from bandit.types import Prior, Rate
+from feature_repo import names
 from tests.conftest import Deployment
 from tests.strategies import NOW, linear_model
 from training.evaluation.gate import evaluate, promote_if_better, roll_back_if_worse
@@ -81,6 +82,7 @@ def two(learning: Deployment) -> Deployment:
 def test_the_first_model_serves_when_nothing_can_be_told_and_not_when_it_is_certainly_not_better(two: Deployment) -> None:
     assert promote_if_better(two.settings, version="2").version == "2"  # no log at all
     write_log(outcomes_file(two.settings), model(0.2), "")
+    two.redis.delete(names.CHAMPION_KEY)
     ModelRegistry(two.settings)._client.delete_registered_model_alias("query-rewards", "champion")
     with pytest.raises(NotBetterError, match="version 2 against logged: not better"):
         promote_if_better(two.settings, version="2")
@@ -145,6 +147,6 @@ def test_a_champion_of_another_feature_version_does_not_stop_the_next_model(lear
     registry = ModelRegistry(learning.settings)
     old = linear_model(np.zeros(weight_count(len(FEATURE_NAMES))), feature_version=FEATURE_VERSION + 1)
     assert [registry.add(old, {}), registry.add(model(0.2), {})] == ["1", "2"]
-    registry.set_champion("1")
+    registry.set_champion("1", None)
     assert promote_if_better(learning.settings).version == "2"
     assert roll_back_if_worse(learning.settings) is None
