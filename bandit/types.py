@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ Floats32: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 _MANY = 1000  # topics, from which on finding the different ones pays
-SUM_NAMES = ("impressions_session", "reward_session", "impressions_long", "reward_long", "draws_session")
 MICROSECONDS_PER_DAY = 86_400_000_000
 MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -106,9 +105,27 @@ class Profile:
         return totals
 
 
+class Sum(NamedTuple):
+    """One decayed sum: which half-life it fades by, and what it adds up (`bandit.rewards.sums.SumsDefinition`)."""
+
+    name: str
+    half_life: Literal["session", "long"]
+    of: Literal["impressions", "reward", "draws"]
+
+
+SUMS = (
+    Sum("impressions_session", "session", "impressions"),
+    Sum("reward_session", "session", "reward"),
+    Sum("impressions_long", "long", "impressions"),
+    Sum("reward_long", "long", "reward"),
+    Sum("draws_session", "session", "draws"),
+)
+SUM_NAMES = tuple(each.name for each in SUMS)
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Five decayed sums of each cluster, float64 (5, ...): one row a sum, in the order of `SUM_NAMES`."""
+    """The sums of each cluster, float64 (5, ...): one row a sum, in the order of `SUMS`."""
 
     values: Floats
 
@@ -157,4 +174,3 @@ class ClusterRewards:
     cluster_ids: list[str]
     as_of: int
     sums: Sums
-    last_impression_at: Ints

@@ -39,7 +39,7 @@ WITH unique_events AS (
 SELECT user_id, cluster_id,
     coalesce(sum(session) FILTER (action = 'impression'), 0), sum(session * reward),
     coalesce(sum(long) FILTER (action = 'impression'), 0), sum(long * reward),
-    {counts}, max(happened) FILTER (action = 'impression'), count(*)
+    count(*)
 FROM faded GROUP BY user_id, cluster_id
 """
 
@@ -73,9 +73,8 @@ def child(side: str, folder: Path) -> None:
         fold(settings, as_of=NOW, now=NOW)
     else:
         lives = settings.reward.half_lives()
-        counts = ", ".join(f"coalesce(sum(long) FILTER (action = '{action}'), 0)" for action in ACTIONS)
         file = settings.data_path / "feedback" / "a.parquet"
-        query = QUERY.format(file=file, now=NOW, session=float(lives.session), long=float(lives.long), counts=counts)
+        query = QUERY.format(file=file, now=NOW, session=float(lives.session), long=float(lives.long))
         engine().raw_sql(query).fetch_arrow_table()
     print(time.perf_counter() - start)
 

@@ -71,19 +71,7 @@ def write_views(repository: Path, rng: np.random.Generator) -> None:
                 names.JOIN_KEY: users,
                 names.AS_OF: pa.array([AS_OF] * USERS),
                 names.CLUSTER_IDS: lists(ids),
-                **{
-                    name: lists(floats())
-                    for name in (
-                        names.IMPRESSIONS_SESSION,
-                        names.REWARD_SESSION,
-                        names.IMPRESSIONS_LONG,
-                        names.REWARD_LONG,
-                        names.DRAWS_SESSION,
-                    )
-                },
-                names.ACTION_TYPES: pa.array([actions] * USERS),
-                names.ACTION_SUMS: lists(floats(total * len(actions)), CLUSTERS * len(actions)),
-                names.LAST_IMPRESSION_AT: lists(rng.integers(0, AS_OF, total)),
+                **{name: lists(floats()) for name in names.SUMS},
                 names.TIMESTAMP: times,
             }
         ),

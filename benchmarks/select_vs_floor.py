@@ -14,7 +14,6 @@ from benchmarks.world import NOW, K, World, served_world
 from feature_repo import names
 from serving import QuerySelector
 from serving.features.feast_format import ReadCommand, field_name
-from serving.features.reader import _CLUSTERS, _REWARDS
 
 ROUNDS = 5_000
 USER = "user-50"
@@ -25,7 +24,7 @@ def floor_of(world: World, selector: QuerySelector, user: str = USER) -> list[ob
     from feast.protos.feast.types.Value_pb2 import Value  # noqa: PLC0415 -- the selector does without Feast
 
     client = redis.Redis.from_url(world.redis_url)
-    fields = [field_name(names.USER_CLUSTERS, name) for name in _CLUSTERS] + [field_name(names.CLUSTER_REWARDS, name) for name in _REWARDS]
+    fields = [field_name(view, name) for view in names.VIEWS for name in names.columns(view)]
     key = ReadCommand(names.PROJECT, ()).key(user)
     selector.select(user, K, now=NOW, seed=0)
     (stream,) = client.scan_iter(names.DECISIONS_KEY.replace("%d", "*"))

@@ -72,8 +72,9 @@ def _fill(folder: Path, url: str, users: dict[str, int]) -> None:
 
 def _rows(user: str, n: int, rng: np.random.Generator, stamp: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
     ids = [f"item-{number:07d}" for number in rng.choice(10_000_000, n, replace=False)]
-    common = {names.JOIN_KEY: user, names.ACTION_TYPES: ACTIONS, names.TIMESTAMP: stamp}
+    common = {names.JOIN_KEY: user, names.TIMESTAMP: stamp}
     clusters = {
+        names.ACTION_TYPES: ACTIONS,
         names.CLUSTER_IDS: ids,
         names.TOPIC_IDS: rng.integers(0, 64, n).tolist(),
         names.TOPIC_HISTORY: rng.normal(0.0, 0.02, n).tolist(),
@@ -95,8 +96,6 @@ def _rows(user: str, n: int, rng: np.random.Generator, stamp: datetime) -> tuple
         names.IMPRESSIONS_LONG: impressions.tolist(),
         names.REWARD_LONG: (impressions * rng.beta(2.0, 8.0, n)).tolist(),
         names.DRAWS_SESSION: rng.gamma(1.0, 1.0, n).tolist(),
-        names.ACTION_SUMS: rng.random(n * len(ACTIONS)).tolist(),
-        names.LAST_IMPRESSION_AT: (NOW - rng.integers(0, 86_400_000_000, n)).tolist(),
         "events": n,
     }
     return common | clusters, common | rewards

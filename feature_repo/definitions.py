@@ -13,6 +13,13 @@ from feature_repo import names
 
 _TTL = timedelta(days=3650)  # no limit in practice: Feast wants one for the first materialize-incremental, and does not enforce it online
 
+_TYPES = {"int64": Int64, "int64[]": Array(Int64), "float64[]": Array(Float64), "string[]": Array(String)}
+
+
+def _fields(view: str) -> list[Field]:
+    described = [Field(name=column.name, dtype=_TYPES[column.type], description=column.meaning) for column in names.VIEWS[view]]
+    return [Field(name=names.JOIN_KEY, dtype=String), *described]
+
 
 def objects(root: Path) -> list[Entity | FeatureView | FeatureService]:
     """All of them, reading Parquet below `root`: Feast resolves relative paths against the working directory, so they are absolute."""
@@ -28,20 +35,7 @@ def objects(root: Path) -> list[Entity | FeatureView | FeatureService]:
             path=str(root / names.USER_CLUSTERS_PATH),
             timestamp_field=names.TIMESTAMP,
         ),
-        schema=[
-            Field(name=names.JOIN_KEY, dtype=String),
-            Field(name=names.CLUSTER_IDS, dtype=Array(String)),
-            Field(name=names.TOPIC_IDS, dtype=Array(Int64)),
-            Field(name=names.TOPIC_HISTORY, dtype=Array(Float64)),  # reward per impression, against the user's average
-            Field(name=names.ITEM_COUNTS, dtype=Array(Int64)),  # different engaged items
-            Field(name=names.ACTION_TYPES, dtype=Array(String)),
-            Field(name=names.ACTION_COUNTS, dtype=Array(Float64)),  # (clusters x action types), row by row
-            Field(name=names.IMPORTANCE, dtype=Array(Float64)),
-            Field(name=names.LAST_ACTION_AT, dtype=Array(Int64)),  # UTC microseconds
-            Field(name=names.QUERY_ITEMS, dtype=Array(String)),
-            Field(name=names.QUERY_WEIGHTS, dtype=Array(Float64)),
-            Field(name=names.QUERY_OFFSETS, dtype=Array(Int64)),
-        ],
+        schema=_fields(names.USER_CLUSTERS),
     )
 
     cluster_rewards = FeatureView(
@@ -54,19 +48,7 @@ def objects(root: Path) -> list[Entity | FeatureView | FeatureService]:
             path=str(root / names.CLUSTER_REWARDS_PATH / "*.parquet"),
             timestamp_field=names.TIMESTAMP,
         ),
-        schema=[
-            Field(name=names.JOIN_KEY, dtype=String),
-            Field(name=names.AS_OF, dtype=Int64),  # UTC microseconds, the row's own timestamp to the last digit
-            Field(name=names.CLUSTER_IDS, dtype=Array(String)),
-            Field(name=names.IMPRESSIONS_SESSION, dtype=Array(Float64)),
-            Field(name=names.REWARD_SESSION, dtype=Array(Float64)),
-            Field(name=names.IMPRESSIONS_LONG, dtype=Array(Float64)),
-            Field(name=names.REWARD_LONG, dtype=Array(Float64)),
-            Field(name=names.DRAWS_SESSION, dtype=Array(Float64)),
-            Field(name=names.ACTION_TYPES, dtype=Array(String)),
-            Field(name=names.ACTION_SUMS, dtype=Array(Float64)),  # (clusters x action types), row by row, long half-life
-            Field(name=names.LAST_IMPRESSION_AT, dtype=Array(Int64)),  # UTC microseconds, 0 for never
-        ],
+        schema=_fields(names.CLUSTER_REWARDS),
     )
 
     query_clusters = FeatureService(name=names.SERVICE, features=[user_clusters, cluster_rewards])

@@ -1,4 +1,6 @@
-"""Names that both sides of the loop must agree on: Feast's views and features, Redis' keys. Strings only."""
+"""Names that both sides of the loop must agree on: Feast's views and features, Redis' keys. Plain data only."""
+
+from typing import NamedTuple
 
 PROJECT = "query_rewards"
 ENTITY = "user"
@@ -27,8 +29,47 @@ IMPRESSIONS_LONG = "impressions_long"
 REWARD_LONG = "reward_long"
 DRAWS_SESSION = "draws_session"
 SUMS = (IMPRESSIONS_SESSION, REWARD_SESSION, IMPRESSIONS_LONG, REWARD_LONG, DRAWS_SESSION)
-ACTION_SUMS = "action_sums"
-LAST_IMPRESSION_AT = "last_impression_at"
+
+
+class Column(NamedTuple):
+    """A feature: its name, its type (`string`, `int64` or `float64`, a list with `[]`), and what it says."""
+
+    name: str
+    type: str
+    meaning: str
+
+
+# The one list of features: Feast's fields, the schemas of the Parquet files, what serving reads and what the stream writes derive from it.
+VIEWS = {
+    USER_CLUSTERS: (
+        Column(CLUSTER_IDS, "string[]", "the user's clusters; one element each in every list without another meaning"),
+        Column(TOPIC_IDS, "int64[]", "topic of each cluster"),
+        Column(TOPIC_HISTORY, "float64[]", "reward per impression of the topic before Query Rewards began, against the user's average"),
+        Column(ITEM_COUNTS, "int64[]", "different engaged items"),
+        Column(ACTION_TYPES, "string[]", "action types that are counted"),
+        Column(ACTION_COUNTS, "float64[]", "actions, (clusters x action types), row by row"),
+        Column(IMPORTANCE, "float64[]", "actions, weighted by their recency"),
+        Column(LAST_ACTION_AT, "int64[]", "time of the last action, UTC microseconds"),
+        Column(QUERY_ITEMS, "string[]", "query items of all clusters, one cluster after the other"),
+        Column(QUERY_WEIGHTS, "float64[]", "weight of each query item"),
+        Column(QUERY_OFFSETS, "int64[]", "where the query items of each cluster begin, and where the last ones end"),
+    ),
+    CLUSTER_REWARDS: (
+        Column(AS_OF, "int64", "reference time of the sums, UTC microseconds: the row's own timestamp to the last digit"),
+        Column(CLUSTER_IDS, "string[]", "clusters with sums; one element each in every list"),
+        Column(IMPRESSIONS_SESSION, "float64[]", "decayed impressions, session half-life"),
+        Column(REWARD_SESSION, "float64[]", "decayed reward, session half-life"),
+        Column(IMPRESSIONS_LONG, "float64[]", "decayed impressions, long half-life"),
+        Column(REWARD_LONG, "float64[]", "decayed reward, long half-life"),
+        Column(DRAWS_SESSION, "float64[]", "decayed queries drawn, session half-life"),
+    ),
+}
+
+
+def columns(view: str) -> list[str]:
+    """Names of a view's features, in order."""
+    return [column.name for column in VIEWS[view]]
+
 
 # Parquet files that Feast reads, relative to the folder of feature_store.yaml.
 USER_CLUSTERS_PATH = "data/user_clusters.parquet"

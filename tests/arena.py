@@ -20,6 +20,7 @@ from bandit.policy.scores import FALLBACK, Candidates, plan
 from bandit.rewards.decay import HalfLives, align, decay
 from bandit.rewards.prior import fit_prior
 from bandit.rewards.scheme import IMPRESSION, RewardScheme
+from bandit.rewards.sums import SumsDefinition
 from bandit.settings.sections import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Floats, Floats32, Ints, Prior, Profile, Rate, Sums
 from feature_repo import names
@@ -31,6 +32,7 @@ from training.logs.schemas import FEEDBACK, TIME
 AT_ONCE, LATE = 1, 24  # rounds until feedback is folded; 1 is before the next decision
 HALF_LIVES = HalfLives(session=24 * ROUND, long=400 * ROUND)
 SCHEME = RewardScheme(weights={"repin": 1.0, "hide": -1.0}, minimum=-1.0, maximum=1.0)
+DEFINITION = SumsDefinition(scheme=SCHEME, half_lives=HALF_LIVES)
 SETTINGS, TRAINING = PolicySettings(), TrainingSettings()
 TRAIN_EVERY = 25  # rounds
 SEED = 1
@@ -55,7 +57,6 @@ class Situation:
             cluster_ids=profile.cluster_ids,
             as_of=self.at,
             sums=Sums(np.array([self.sums[name][user, there] for name in SUMS])),
-            last_impression_at=np.zeros(len(profile), np.int64),
         )
         return align(profile, rewards, self.at, HALF_LIVES)
 
@@ -235,7 +236,7 @@ class Ledger:
             FEEDBACK,
         )
         draws = self._rows(world, drawn, "draw").rename_columns({"at": "drawn_at"})
-        news = sums(ibis.memtable(feedback), ibis.memtable(draws), as_of=now(world), half_lives=HALF_LIVES, scheme=SCHEME)
+        news = sums(ibis.memtable(feedback), ibis.memtable(draws), as_of=now(world), definition=DEFINITION)
         folded = self._connection.to_pyarrow(news)
         cells = pc.index_in(folded["cluster_id"].combine_chunks(), value_set=pa.array(world.cluster_ids.ravel()))
         alive = cells.is_valid().to_numpy(zero_copy_only=False)  # the rest is late feedback of clusters that are no more

@@ -139,8 +139,5 @@ def _rewards_row(profile: dict[str, Any], rng: np.random.Generator) -> dict[str,
         names.IMPRESSIONS_LONG: long.tolist(),
         names.REWARD_LONG: (long * rng.random(n) * 0.5).tolist(),
         names.DRAWS_SESSION: rng.gamma(1.0, 2.0, n).tolist(),
-        names.ACTION_TYPES: ["impression", "repin"],
-        names.ACTION_SUMS: rng.random(2 * n).tolist(),
-        names.LAST_IMPRESSION_AT: (AS_OF - rng.integers(0, 1000, n)).tolist(),
         "events": n,
     }

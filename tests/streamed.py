@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bandit.records import Decision, Feedback
-from bandit.rewards.lineage import Reclustering, credit
+from bandit.rewards.lineage import Reclustering, owners_now
 from feature_repo import names
 from feature_repo.connection import connect
 from feature_repo.partitions import partition
@@ -138,7 +138,7 @@ class Streamed:
                 session, long = 2.0 ** ((at - row.as_of) / SESSION), 2.0 ** ((at - row.as_of) / LONG)
                 shown, weight = float(action == "impression"), WEIGHTS.get(action, 0.0)
                 cells = np.array([shown * session, weight * session, shown * long, weight * long, session * (action == "")])
-                for credited, share in credit(cluster_id, at, changes).items():
+                for credited, share in owners_now(cluster_id, at, changes).items():
                     expected[credited] += share * cells
             for place, cluster_id in enumerate(row.cluster_ids):
                 assert row.sums.values[:, place] == pytest.approx(expected[cluster_id], rel=1e-9, abs=1e-12), (user, cluster_id)

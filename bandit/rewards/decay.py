@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bandit.errors import InvalidValueError
-from bandit.types import SUM_NAMES, ClusterRewards, Floats, Profile, Sums
+from bandit.types import SUMS, ClusterRewards, Floats, Profile, Sums
+
+_HALF_LIFE_OF = np.array([("session", "long").index(each.half_life) for each in SUMS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +27,7 @@ class HalfLives:
 
     def factors(self, elapsed: int) -> Floats:
         """What `elapsed` microseconds leave of each sum, (5,), in the order of `Sums`."""
-        session, long = decay(elapsed, self.session), decay(elapsed, self.long)
-        return np.array([session, session, long, long, session])
+        return np.array((decay(elapsed, self.session), decay(elapsed, self.long))).take(_HALF_LIFE_OF)
 
 
 def decay(elapsed: int, half_life: int) -> float:
@@ -39,7 +40,7 @@ def align(profile: Profile, rewards: ClusterRewards | None, now: int, half_lives
 
     Clusters are matched by id, never by position: the two views have different writers.
     """
-    values = np.zeros((len(SUM_NAMES), len(profile)))
+    values = np.zeros((len(SUMS), len(profile)))
     if rewards is not None and rewards.cluster_ids:
         positions = dict(zip(rewards.cluster_ids, range(len(rewards.cluster_ids)), strict=True))
         _gather(values, profile.cluster_ids, positions, rewards.sums.values, half_lives.factors(now - rewards.as_of))

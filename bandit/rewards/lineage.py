@@ -15,7 +15,7 @@ import msgspec
 from bandit.errors import InvalidValueError
 
 Item = TypeVar("Item", bound=Hashable)
-_Pieces: TypeAlias = list[tuple[int, dict[str, float]]]  # (until, credit), ascending; together they tile the time
+_Intervals: TypeAlias = list[tuple[int, dict[str, float]]]  # (until, owners), ascending; together they tile the time
 _ALWAYS, _BEFORE_ALL = 2**63 - 1, -(2**63)
 
 
@@ -47,13 +47,13 @@ class Reclustering(msgspec.Struct, frozen=True, kw_only=True):
     moves: list[Move]
 
 
-class Span(NamedTuple):
+class OwnerInterval(NamedTuple):
     """Where events of `cluster_id` belong that happened within (after, until]."""
 
     cluster_id: str
     after: int
     until: int
-    credit: dict[str, float]
+    owners: dict[str, float]
 
 
 def recluster(
@@ -99,7 +99,7 @@ def recluster(
     return ids, Reclustering(user_id=user_id, effective_at=effective_at, moves=moves) if moves else None
 
 
-def credit(cluster_id: str, at: int, history: Sequence[Reclustering]) -> dict[str, float]:
+def owners_now(cluster_id: str, at: int, history: Sequence[Reclustering]) -> dict[str, float]:
     """Where the term of an event belongs now: the shares of each cluster, which sum to 1.
 
     By the event's own time, so that it does not matter when it arrives: a reclustering moves events up to its `effective_at`, and later
@@ -124,22 +124,22 @@ def credit(cluster_id: str, at: int, history: Sequence[Reclustering]) -> dict[st
     return shares
 
 
-def spans(history: Sequence[Reclustering]) -> list[Span]:
-    """`credit` of every event that a user can have, at once: for each cluster that ever changed, by id, its spans of time in order.
+def owner_intervals(history: Sequence[Reclustering]) -> list[OwnerInterval]:
+    """`owners_now` of every event that a user can have, at once: for each cluster that ever changed, by id, its intervals of time in order.
 
     From the last reclustering back to the first, so that each is looked at once.
     """
-    found: dict[str, _Pieces] = {}
+    found: dict[str, _Intervals] = {}
     for change in sorted(history, key=_effective_at, reverse=True):
-        pieces = {}
+        intervals = {}
         for source, to in _targets(change).items():
-            pieces[source] = _blend(to, found)
+            intervals[source] = _weighted_owners(to, found)
             if source in to:  # it survives: later events stay, and go on from there
-                early = (change.effective_at, pieces[source][0][1])
-                pieces[source] = [early, *(piece for piece in _pieces(source, found) if piece[0] > change.effective_at)]
-        found |= pieces
+                early = (change.effective_at, intervals[source][0][1])
+                intervals[source] = [early, *(interval for interval in _intervals_of(source, found) if interval[0] > change.effective_at)]
+        found |= intervals
     return [
-        Span(source, after, until, shares)
+        OwnerInterval(source, after, until, shares)
         for source in sorted(found)
         for after, (until, shares) in zip([_BEFORE_ALL, *(until for until, _ in found[source])], found[source], strict=False)
         if shares != {source: 1.0}
@@ -166,18 +166,18 @@ def _targets(change: Reclustering) -> dict[str, dict[str, float]]:
     return targets
 
 
-def _pieces(cluster_id: str, found: Mapping[str, _Pieces]) -> _Pieces:
+def _intervals_of(cluster_id: str, found: Mapping[str, _Intervals]) -> _Intervals:
     return found.get(cluster_id, [(_ALWAYS, {cluster_id: 1.0})])
 
 
-def _blend(to: Mapping[str, float], found: Mapping[str, _Pieces]) -> _Pieces:
-    """The targets' own pieces, each weighed by its share, cut at the times at which any of them changes."""
-    parts = [(share, _pieces(target, found)) for target, share in to.items()]
-    blended: _Pieces = []
-    for until in sorted({until for _, pieces in parts for until, _ in pieces}):
+def _weighted_owners(to: Mapping[str, float], found: Mapping[str, _Intervals]) -> _Intervals:
+    """The targets' own intervals, their owners weighed by the targets' shares, cut at the times at which any of them changes."""
+    parts = [(share, _intervals_of(target, found)) for target, share in to.items()]
+    blended: _Intervals = []
+    for until in sorted({until for _, intervals in parts for until, _ in intervals}):
         shares: dict[str, float] = {}
-        for share, pieces in parts:
-            for target, part in next(credited for end, credited in pieces if end >= until).items():
+        for share, intervals in parts:
+            for target, part in next(owners for end, owners in intervals if end >= until).items():
                 shares[target] = shares.get(target, 0.0) + share * part
         blended.append((until, shares))
     return blended

@@ -11,6 +11,7 @@ from bandit.model.exploration import Exploration
 from bandit.ope.gate import Gate
 from bandit.rewards.decay import HalfLives
 from bandit.rewards.scheme import RewardScheme
+from bandit.rewards.sums import SumsDefinition
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 
 
@@ -36,6 +37,10 @@ class RewardSettings(_Section):
     def scheme(self) -> RewardScheme:
         """The weights and the range, as the mathematics takes them."""
         return RewardScheme(weights=self.weights, minimum=self.minimum, maximum=self.maximum)
+
+    def sums_definition(self) -> SumsDefinition:
+        """How events become sums under these settings."""
+        return SumsDefinition(scheme=self.scheme(), half_lives=self.half_lives())
 
     def half_lives(self) -> HalfLives:
         """Both half-lives, in microseconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bandit.errors import FeatureStoreError, InvalidValueError
-from bandit.types import ClusterRewards, Profile, Sums
+from bandit.types import SUM_NAMES, ClusterRewards, Profile, Sums
 from feature_repo import names
 from feature_repo.connection import connect
 from serving.features.feast_format import ReadCommand, doubles, field_name, integer, integers, lazy_strings, project_of, strings
@@ -21,29 +22,12 @@ from serving.redis_io.breaker import CircuitBreaker
 from serving.redis_io.unavailable import Unavailable
 from serving.redis_io.wire import Wire
 
-_CLUSTERS = [
-    names.CLUSTER_IDS,
-    names.TOPIC_IDS,
-    names.TOPIC_HISTORY,
-    names.ITEM_COUNTS,
-    names.ACTION_TYPES,
-    names.ACTION_COUNTS,
-    names.IMPORTANCE,
-    names.LAST_ACTION_AT,
-    names.QUERY_ITEMS,
-    names.QUERY_WEIGHTS,
-    names.QUERY_OFFSETS,
-]
-_REWARDS = [
-    names.CLUSTER_IDS,
-    names.AS_OF,
-    names.IMPRESSIONS_SESSION,
-    names.REWARD_SESSION,
-    names.IMPRESSIONS_LONG,
-    names.REWARD_LONG,
-    names.DRAWS_SESSION,
-    names.LAST_IMPRESSION_AT,
-]
+_DECODERS: dict[str, Callable[[bytes], Any]] = {"int64": integer, "int64[]": integers, "float64[]": doubles, "string[]": strings}
+_LAZY: dict[str, Callable[[bytes], Any]] = {names.QUERY_ITEMS: lazy_strings}  # some hundreds: strings are made of those that are drawn
+_CLUSTERS, _REWARDS = (
+    [(column.name, _LAZY.get(column.name, _DECODERS[column.type])) for column in names.VIEWS[view]]
+    for view in (names.USER_CLUSTERS, names.CLUSTER_REWARDS)
+)
 
 
 class FeatureReader:
@@ -58,9 +42,9 @@ class FeatureReader:
 
         Raises: FeatureStoreError when the definitions were never applied, DependencyUnavailableError when Redis does not answer.
         """
-        fields = [field_name(names.USER_CLUSTERS, feature) for feature in _CLUSTERS]
-        fields += [field_name(names.CLUSTER_REWARDS, feature) for feature in _REWARDS]
-        self._command = ReadCommand(project_of(folder.resolve(), (names.USER_CLUSTERS, names.CLUSTER_REWARDS)), fields)
+        views = names.USER_CLUSTERS, names.CLUSTER_REWARDS
+        fields = [field_name(view, feature) for view in views for feature in names.columns(view)]
+        self._command = ReadCommand(project_of(folder.resolve(), views), fields)
         self._timeout = timeout
         self._wire = Wire(Address.of(redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=timeout)
         connect(redis_url, timeout=timeout)
@@ -100,27 +84,18 @@ class FeatureReader:
 
 
 def _profile(row: list[bytes]) -> Profile:
-    ids, topics, topic_history, item_counts, action_types, counts, importance, last, items, weights, offsets = row
-    cluster_ids, types, actions = strings(ids), strings(action_types), doubles(counts)
-    return Profile(
-        cluster_ids=cluster_ids,
-        topic_ids=integers(topics),
-        topic_history=doubles(topic_history),
-        item_counts=integers(item_counts),
-        action_types=types,
-        action_counts=actions.reshape(len(cluster_ids), -1) if cluster_ids else np.zeros((0, len(types))),
-        importance=doubles(importance),
-        last_action_at=integers(last),
-        query_items=lazy_strings(items),  # some hundreds: strings are made of those that are drawn
-        query_weights=doubles(weights),
-        query_offsets=integers(offsets) if cluster_ids else np.zeros(1, np.int64),
-    )
+    """The record's fields bear the names of the view's columns."""
+    columns = {name: decode(raw) for (name, decode), raw in zip(_CLUSTERS, row, strict=True)}
+    n, counts = len(columns[names.CLUSTER_IDS]), columns[names.ACTION_COUNTS]
+    columns[names.ACTION_COUNTS] = counts.reshape(n, -1) if n else np.zeros((0, len(columns[names.ACTION_TYPES])))
+    if not n:
+        columns[names.QUERY_OFFSETS] = np.zeros(1, np.int64)
+    return Profile(**columns)
 
 
 def _rewards(row: list[bytes]) -> ClusterRewards:
-    raw_ids, as_of, *sums, raw_last = row
-    ids, last = strings(raw_ids), integers(raw_last)
-    arrays = [doubles(values) for values in sums]
-    if any(len(values) != len(ids) for values in (*arrays, last)):
-        raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, (*arrays, last))])
-    return ClusterRewards(cluster_ids=ids, as_of=integer(as_of), sums=Sums(np.array(arrays)), last_impression_at=last)
+    columns = {name: decode(raw) for (name, decode), raw in zip(_REWARDS, row, strict=True)}
+    ids, arrays = columns[names.CLUSTER_IDS], [columns[name] for name in SUM_NAMES]
+    if any(len(values) != len(ids) for values in arrays):
+        raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, arrays)])
+    return ClusterRewards(cluster_ids=ids, as_of=columns[names.AS_OF], sums=Sums(np.array(arrays)))

@@ -57,7 +57,7 @@ def test_evidence(user, random):
     profile, _, _ = user
     ids = [*random.sample(profile.cluster_ids, len(profile) // 2), "gone"]
     sums = Sums(np.array([[random.uniform(0.0, 9.0) for _ in ids] for _ in SUM_NAMES]))
-    known = ClusterRewards(cluster_ids=ids, as_of=NOW - 7 * MICROSECONDS_PER_MINUTE, sums=sums, last_impression_at=np.arange(len(ids)))
+    known = ClusterRewards(cluster_ids=ids, as_of=NOW - 7 * MICROSECONDS_PER_MINUTE, sums=sums)
     same("bandit.rewards.decay", lambda module: module.align(profile, known, NOW, HALF_LIVES).values)
 
 

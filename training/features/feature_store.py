@@ -62,8 +62,7 @@ def materialize(settings: Settings, *, until: int) -> int:
 
 def online_rows(settings: Settings, client: redis.Redis) -> RewardRows:
     """The writer and reader of single rows of `cluster_rewards`, through this client."""
-    store = open_store(settings.feature_repo_path, settings.redis_url)
-    return RewardRows(client, store, settings.reward.scheme().action_types)
+    return RewardRows(client, open_store(settings.feature_repo_path, settings.redis_url))
 
 
 @contextlib.contextmanager

@@ -17,19 +17,18 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidTableError
-from bandit.rewards.decay import HalfLives
 from bandit.rewards.feedback import FUTURE_TOLERANCE
-from bandit.rewards.scheme import IMPRESSION, RewardScheme
+from bandit.rewards.sums import DRAWN, SumsDefinition
 from bandit.settings.load import Settings
+from bandit.types import SUM_NAMES, SUMS
 from feature_repo import names
-from training.logs.engine import engine, epoch_us, once
+from training.logs.engine import deduplicated, engine, epoch_us
 from training.logs.lineage import Lineage, credited, read_lineage
 from training.logs.schemas import CLUSTER_REWARDS, DECISIONS, EVENTS, FEEDBACK, RECLUSTERINGS
 from training.logs.tables import log_files, may_be_null, read_table, write_table
-
-_ACTION = "action:"  # prefix of the decayed count of one action type, one column each until rows become arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,26 +42,21 @@ class Folded:
     file: str
 
 
-def sums(
-    events: ir.Table, draws: ir.Table, *, as_of: int, half_lives: HalfLives, scheme: RewardScheme, lineage: Lineage | None = None
-) -> ir.Table:
+def sums(events: ir.Table, draws: ir.Table, *, as_of: int, definition: SumsDefinition, lineage: Lineage | None = None) -> ir.Table:
     """Decayed sums of each (user_id, cluster_id) at time `as_of`, one row each.
 
     Args:
         events: `Feedback` rows; the same event_id counts once, events after `as_of` not at all.
         draws: one row per drawn query: user_id, cluster_id, drawn_at (timestamp).
         as_of: reference time, UTC microseconds.
-        half_lives: session and long.
-        scheme: weights of the action types.
+        definition: how events become sums.
         lineage: reclusterings of the users who have some; each term goes where its cluster went, in the same shares.
 
-    Returns: user_id, cluster_id, the five sums, one decayed count per action type, last_impression_at (microseconds, 0 for never) and
-    `events`, the number of rows counted.
+    Returns: user_id, cluster_id, the sums, and `events`, the number of rows counted.
     """
-    unique = once(events.select("event_id", "user_id", "cluster_id", "action", "occurred_at"))
-    weight = ibis.cases(*((unique.action == action, float(w)) for action, w in scheme.weights.items()), else_=0.0)
-    happened = unique.select("user_id", "cluster_id", "action", at=epoch_us(unique.occurred_at), reward=weight)
-    drawn = draws.select("user_id", "cluster_id", action=ibis.literal(_DRAW), at=epoch_us(draws.drawn_at), reward=ibis.literal(0.0))
+    unique = deduplicated(events.select("event_id", "user_id", "cluster_id", "action", "occurred_at"))
+    happened = unique.select("user_id", "cluster_id", "action", at=epoch_us(unique.occurred_at))
+    drawn = draws.select("user_id", "cluster_id", action=ibis.literal(DRAWN), at=epoch_us(draws.drawn_at))
     rows = happened.union(drawn).filter(lambda t: t.at <= as_of)
     if lineage:
         rows = credited(rows, lineage)
@@ -71,37 +65,17 @@ def sums(
         factor = ibis.literal(2.0) ** ((rows.at - as_of) / float(half_life))
         return factor * rows.share if lineage else factor
 
-    rows = rows.mutate(session=faded(half_lives.session), long=faded(half_lives.long))
-    shown, is_draw = rows.action == IMPRESSION, rows.action == _DRAW
-    counts = {_ACTION + action: rows.long.sum(where=rows.action == action).fill_null(0.0) for action in scheme.action_types}
-    return rows.group_by("user_id", "cluster_id").agg(
-        **{
-            names.IMPRESSIONS_SESSION: rows.session.sum(where=shown).fill_null(0.0),
-            names.REWARD_SESSION: (rows.session * rows.reward).sum(),
-            names.IMPRESSIONS_LONG: rows.long.sum(where=shown).fill_null(0.0),
-            names.REWARD_LONG: (rows.long * rows.reward).sum(),
-            names.DRAWS_SESSION: rows.session.sum(where=is_draw).fill_null(0.0),
-            **counts,
-            names.LAST_IMPRESSION_AT: rows.at.max(where=shown).fill_null(0),
-            EVENTS: rows.count(where=rows["first"]) if lineage else rows.count(),
-        }
-    )
+    def amount(of: str) -> ir.FloatingColumn:
+        return ibis.cases(*((rows.action == action, float(each)) for action, each in definition.amounts[of].items()), else_=0.0)
+
+    half_lives = {name: faded(getattr(definition.half_lives, name)) for name in {each.half_life for each in SUMS}}
+    rows = rows.mutate(**half_lives, **{of: amount(of) for of in definition.amounts})
+    added = {each.name: (rows[each.half_life] * rows[each.of]).sum() for each in SUMS}
+    return rows.group_by("user_id", "cluster_id").agg(**added, **{EVENTS: rows.count(where=rows["first"]) if lineage else rows.count()})
 
 
-_DRAW = "\N{SYMBOL FOR NULL}draw"  # no action type of the settings can bear it
-
-
-def merge(left: ir.Table, right: ir.Table) -> ir.Table:
-    """Sums of two disjoint parts of the log, at the same `as_of`: their addition."""
-    both = left.union(right)
-    added = {name: both[name].sum() for name in both.columns if name not in {"user_id", "cluster_id", names.LAST_IMPRESSION_AT}}
-    return both.group_by("user_id", "cluster_id").agg(**added, **{names.LAST_IMPRESSION_AT: both[names.LAST_IMPRESSION_AT].max()})
-
-
-def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[str]) -> pa.Table:
-    """The rows that Feast reads: one per user, in order of user_id.
-
-    Arrays are in order of cluster_id; counts are flattened, (clusters x action types).
+def rows_per_user(cluster_sums: ir.Table, *, as_of: int) -> pa.Table:
+    """The rows that Feast reads: one per user, in order of user_id; arrays are in order of cluster_id.
 
     The engine sorts, and the arrays are cut out of the sorted columns: ordered lists of ten columns at once took all of the memory
     (`benchmarks/fold_vs_sql.py`).
@@ -112,22 +86,16 @@ def rows_per_user(cluster_sums: ir.Table, *, as_of: int, action_types: Sequence[
     starts = np.concatenate(([0] if len(users) else [], np.flatnonzero(changes) + 1)).astype(np.int32)
     offsets = np.append(starts, np.int32(len(users)))
 
-    def lists(values: pa.Array, each: int = 1) -> pa.Array:
-        return pa.ListArray.from_arrays(pa.array(offsets * np.int32(each)), values)
+    def lists(name: str) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets), table[name].combine_chunks())
 
-    def column(name: str) -> pa.Array:
-        return table[name].combine_chunks()
-
-    flat = np.stack([table[_ACTION + action].to_numpy() for action in action_types], axis=1).ravel()
     per_user = len(starts)
     return pa.table(
         {
             "user_id": users.take(pa.array(starts)),
-            names.CLUSTER_IDS: lists(column("cluster_id")),
-            **{name: lists(column(name)) for name in [*names.SUMS, names.LAST_IMPRESSION_AT]},
-            names.ACTION_SUMS: lists(pa.array(flat), len(action_types)),
+            names.CLUSTER_IDS: lists("cluster_id"),
+            **{name: lists(name) for name in SUM_NAMES},
             EVENTS: pa.array(np.add.reduceat(table[EVENTS].to_numpy(), starts) if per_user else [], pa.int64()),
-            names.ACTION_TYPES: pa.array([list(action_types)] * per_user, pa.list_(pa.string())),
             names.AS_OF: pa.array(np.full(per_user, as_of), pa.int64()),
             names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * per_user, pa.timestamp("us")),
         }
@@ -159,20 +127,20 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
     Raises: EmptyLogError, InvalidTableError (unknown action, null, naive or future time).
     """
     files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
-    scheme = settings.reward.scheme()
-    lineage = read_lineage(settings, as_of)
+    definition, lineage = settings.reward.sums_definition(), read_lineage(settings, as_of)
     connection = engine()
     events = connection.read_parquet(files).select(FEEDBACK.names)
-    _check_events(events, files, scheme.action_types, now)
+    _check_events(events, files, definition.scheme.action_types, now)
     draws = read_draws(connection, settings.data_path / "decisions")
-    cluster_sums = sums(events, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=scheme, lineage=lineage)
-    table = rows_per_user(cluster_sums, as_of=as_of, action_types=scheme.action_types)
+    cluster_sums = sums(events, draws, as_of=as_of, definition=definition, lineage=lineage)
+    table = rows_per_user(cluster_sums, as_of=as_of)
     gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
     table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
     news = table.filter(_unseen(connection, folder, table, as_of))
     file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
     if news.num_rows or not file.parent.exists():
+        _drop_former_columns(folder)
         write_table(news, file)
     return Folded(
         users=news.num_rows,
@@ -181,6 +149,14 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
         as_of=as_of,
         file=str(file),
     )
+
+
+def _drop_former_columns(folder: Path) -> None:
+    """Write snapshots of earlier versions without columns that are no features any more: DuckDB wants of every file what the first has."""
+    for file in sorted(folder.glob("*.parquet")):
+        columns = pq.read_schema(file).names
+        if former := set(columns) - {*CLUSTER_REWARDS.names}:
+            write_table(pq.read_table(file, partitioning=None).drop_columns(list(former)), file)
 
 
 def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: int) -> pa.Array:

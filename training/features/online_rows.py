@@ -20,10 +20,10 @@ with warnings.catch_warnings():  # importing Feast switches on the DeprecationWa
     from feast import FeatureStore
     from feast.infra.online_stores.helpers import _mmh3, _redis_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import DoubleList, Int64List, StringList, Value
+    from feast.protos.feast.types.Value_pb2 import DoubleList, StringList, Value
 
 from bandit.rewards.sums import UserSums
-from bandit.types import ClusterRewards, Sums
+from bandit.types import SUM_NAMES, ClusterRewards, Sums
 from feature_repo import names
 
 _WRITE = """
@@ -33,13 +33,13 @@ redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
 _KEYS_KEPT = 100_000  # of users; the key of one takes Feast as long as the rest of its row
-_FIELDS = (*names.SUMS, names.ACTION_SUMS, names.AS_OF, names.CLUSTER_IDS, names.ACTION_TYPES, names.LAST_IMPRESSION_AT)
+_FIELDS = names.columns(names.CLUSTER_REWARDS)
 
 
 class RewardRows:
     """Writes rows as Feast does, and reads them back."""
 
-    def __init__(self, client: redis.Redis, store: FeatureStore, action_types: list[str]) -> None:
+    def __init__(self, client: redis.Redis, store: FeatureStore) -> None:
         """`client` and the store's online store must be the same Redis."""
         config, view = store.config, names.CLUSTER_REWARDS
         self._project, self._version = config.project, config.entity_key_serialization_version
@@ -47,7 +47,6 @@ class RewardRows:
         self._client = client
         self._time = f"_ts:{view}".encode()
         self._field: dict[str, bytes] = {name: _mmh3(f"{view}:{name}") for name in _FIELDS}
-        self._action_types = Value(string_list_val=StringList(val=action_types)).SerializeToString()
         self._script = ""
         self.key = lru_cache(_KEYS_KEPT)(self._key)
 
@@ -72,15 +71,10 @@ class RewardRows:
         field, ids = self._field, sums.cluster_ids
         seconds, microseconds = divmod(sums.as_of, 1_000_000)
         arguments = [self._time, Timestamp(seconds=seconds, nanos=microseconds * 1000).SerializeToString()]
-        length, columns = 8 * len(ids), sums.columns.tobytes()
-        for place, name in enumerate(names.SUMS):
-            arguments += field[name], _doubles(columns[place * length : (place + 1) * length])
-        arguments += field[names.ACTION_SUMS], _doubles(sums.action_sums.tobytes())
+        for name, values in zip(SUM_NAMES, sums.values.T, strict=True):
+            arguments += field[name], _doubles(values.tobytes())
         arguments += field[names.AS_OF], Value(int64_val=sums.as_of).SerializeToString()
         arguments += field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=ids)).SerializeToString()
-        arguments += field[names.ACTION_TYPES], self._action_types
-        last = Value(int64_list_val=Int64List(val=sums.last_impression_at.tolist())).SerializeToString()
-        arguments += field[names.LAST_IMPRESSION_AT], last
         return arguments
 
     def read(self, user_id: str) -> ClusterRewards | None:
@@ -96,8 +90,7 @@ class RewardRows:
         return ClusterRewards(
             cluster_ids=held[names.CLUSTER_IDS],
             as_of=held[names.AS_OF],
-            last_impression_at=np.array(held[names.LAST_IMPRESSION_AT], np.int64),
-            sums=Sums(np.array([held[name] for name in names.SUMS], np.float64)),
+            sums=Sums(np.array([held[name] for name in SUM_NAMES], np.float64)),
         )
 
 

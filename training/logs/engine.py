@@ -17,7 +17,7 @@ def _hash(value: dt.string) -> dt.uint64:
     """The engine's own; only equal texts of one query need to be equal."""
 
 
-def once(events: ir.Table) -> ir.Table:
+def deduplicated(events: ir.Table) -> ir.Table:
     """Feedback in which each event_id stands once, with the least of each other column where it came more than once.
 
     Few events come again. Which ones is asked here and now, of hashes, and only those are grouped: grouping all by their ids would take

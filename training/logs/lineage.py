@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bandit.errors import InvalidTableError
-from bandit.rewards.lineage import Move, Reclustering, spans
+from bandit.rewards.lineage import Move, Reclustering, owner_intervals
 from bandit.settings.load import Settings
 from training.logs.schemas import LINEAGE
 from training.logs.tables import write_table
@@ -97,14 +97,13 @@ def credited(rows: ir.Table, lineage: Lineage) -> ir.Table:
 
     Returns: the columns of `rows`, `share`, and `first`: true for exactly one of the rows that one row became.
     """
-    found: list[tuple[str, str, int, int, str, float, bool]] = []
+    rows_of_owners: list[tuple[str, str, int, int, str, float, bool]] = []
     for user, history in lineage.items():
-        for span in spans(history):
-            heaviest = min(span.credit, key=lambda to, credit=span.credit: (-credit[to], to))  # type: ignore[misc]
-            found += [
-                (user, span.cluster_id, span.after, span.until, to, share, to == heaviest) for to, share in sorted(span.credit.items())
-            ]
-    columns = list(zip(*found, strict=True)) if found else [()] * len(_CREDIT)
+        for interval in owner_intervals(history):
+            owners = sorted(interval.owners.items(), key=lambda owner: (-owner[1], owner[0]))  # the first has the largest share
+            when = user, interval.cluster_id, interval.after, interval.until
+            rows_of_owners += [(*when, to, share, not rank) for rank, (to, share) in enumerate(owners)]
+    columns = list(zip(*rows_of_owners, strict=True)) if rows_of_owners else [()] * len(_CREDIT)
     targets = ibis.memtable(pa.table([pa.array(column, field.type) for column, field in zip(columns, _CREDIT, strict=True)], _CREDIT))
     here = [rows.user_id == targets.user, rows.cluster_id == targets.credited, rows.at > targets.after, rows.at <= targets.until]
     joined = rows.left_join(targets, here)

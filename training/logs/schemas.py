@@ -55,43 +55,22 @@ DEAD_LETTERS = pa.schema([("stream", pa.string()), ("entry_id", pa.string()), ("
 
 REJECTED = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
 
-_STRINGS, _FLOATS, _INTS = pa.list_(pa.string()), pa.list_(pa.float64()), pa.list_(pa.int64())
 SNAPSHOT_TIME = pa.timestamp("us")  # Feast reads naive times as UTC; with a zone, DuckDB would cast them by the machine's own
-USER_CLUSTERS = pa.schema(
-    [
-        (names.JOIN_KEY, pa.string()),
-        (names.CLUSTER_IDS, _STRINGS),
-        (names.TOPIC_IDS, _INTS),
-        (names.TOPIC_HISTORY, _FLOATS),
-        (names.ITEM_COUNTS, _INTS),
-        (names.ACTION_TYPES, _STRINGS),
-        (names.ACTION_COUNTS, _FLOATS),
-        (names.IMPORTANCE, _FLOATS),
-        (names.LAST_ACTION_AT, _INTS),
-        (names.QUERY_ITEMS, _STRINGS),
-        (names.QUERY_WEIGHTS, _FLOATS),
-        (names.QUERY_OFFSETS, _INTS),
-        (names.TIMESTAMP, SNAPSHOT_TIME),
-    ]
-)
-CLUSTER_REWARDS = pa.schema(
-    [
-        (names.JOIN_KEY, pa.string()),
-        (names.AS_OF, pa.int64()),
-        (names.CLUSTER_IDS, _STRINGS),
-        (names.IMPRESSIONS_SESSION, _FLOATS),
-        (names.REWARD_SESSION, _FLOATS),
-        (names.IMPRESSIONS_LONG, _FLOATS),
-        (names.REWARD_LONG, _FLOATS),
-        (names.DRAWS_SESSION, _FLOATS),
-        (names.ACTION_TYPES, _STRINGS),
-        (names.ACTION_SUMS, _FLOATS),
-        (names.LAST_IMPRESSION_AT, _INTS),
-        (EVENTS, pa.int64()),
-        (RECLUSTERINGS, pa.int64()),
-        (names.TIMESTAMP, SNAPSHOT_TIME),
-    ]
-)
+_TYPES = {
+    "int64": pa.int64(),
+    "int64[]": pa.list_(pa.int64()),
+    "float64[]": pa.list_(pa.float64()),
+    "string[]": pa.list_(pa.string()),
+}
+
+
+def _snapshot(view: str, *more: tuple[str, pa.DataType]) -> pa.Schema:
+    features = [(column.name, _TYPES[column.type]) for column in names.VIEWS[view]]
+    return pa.schema([(names.JOIN_KEY, pa.string()), *features, *more, (names.TIMESTAMP, SNAPSHOT_TIME)])
+
+
+USER_CLUSTERS = _snapshot(names.USER_CLUSTERS)
+CLUSTER_REWARDS = _snapshot(names.CLUSTER_REWARDS, (EVENTS, pa.int64()), (RECLUSTERINGS, pa.int64()))
 
 MEMBERS = pa.schema([("user_id", pa.string()), ("cluster_id", pa.string()), ("item_id", pa.string())])
 LINEAGE = pa.schema(

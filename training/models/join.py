@@ -12,7 +12,7 @@ from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.rewards.scheme import IMPRESSION
 from bandit.settings.load import Settings
 from bandit.types import MICROSECONDS_PER_DAY
-from training.logs.engine import engine, epoch_us, once
+from training.logs.engine import deduplicated, engine, epoch_us
 from training.logs.schemas import DECISIONS, FEEDBACK
 from training.logs.tables import log_files, write_table
 from training.models.outcomes import outcomes_file, write_outcomes
@@ -47,7 +47,7 @@ def join(settings: Settings, *, as_of: int) -> Joined:
     decisions = decisions.distinct(on="decision_id").mutate(decided=epoch_us(ibis._.decided_at))
     window = settings.reward.attribution_window  # feedback of the training window may belong to a decision from before it
     decisions = connection.create_table("decisions", decisions.filter((decisions.decided > since - window) & (decisions.decided <= as_of)))
-    unique = once(feedback)
+    unique = deduplicated(feedback)
     unique = unique.mutate(at=epoch_us(unique.occurred_at)).filter(lambda t: (t.at > since) & (t.at <= as_of))
     feedback = connection.create_table("feedback", unique)
     draws = connection.create_table("draws", drawn_queries(decisions))

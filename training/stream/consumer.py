@@ -19,7 +19,7 @@ from typing import Any
 
 import redis
 
-from bandit.rewards.sums import Folding, UserSums
+from bandit.rewards.sums import UserSums
 from bandit.settings.load import Settings
 from feature_repo import names
 from training.features.online_rows import RewardRows
@@ -54,9 +54,9 @@ class Consumer:
         """client: without retries of its own, with a socket timeout above a quarter of a second."""
         self._settings, self._client, self._rows = settings, client, rows
         self._metrics = metrics or StreamMetrics()
-        self._folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())
-        self._codes, self._validator = self._folding.codes, settings.feedback_validator()
-        self._state = StreamState(client, window=settings.stream.window, folding=self._folding.fingerprint)
+        self._definition = settings.reward.sums_definition()
+        self._codes, self._validator = self._definition.action_codes, settings.feedback_validator()
+        self._state = StreamState(client, window=settings.stream.window, folding=self._definition.fingerprint)
         self._leases = Leases(client, uuid.uuid4().hex, seconds=settings.stream.lease_seconds)
         self._archiver = Archiver(settings.data_path, client, seconds=settings.stream.archive_seconds)
         self._owned: dict[int, Partition] = {}
@@ -136,7 +136,7 @@ class Consumer:
         if missing:
             with self._leases.kept():
                 self._archiver.flush()  # what this process folded and Redis has lost is in the logs before they are read
-                rebuild(self._settings, self._client, self._state, self._folding, missing, self._rows)
+                rebuild(self._settings, self._client, self._state, self._definition, missing, self._rows)
             begun, _ = self._state.load(missing)
             found |= begun
         for number, users in dirty.items():
@@ -160,7 +160,7 @@ class Consumer:
         pipeline = self._client.pipeline(transaction=False)
         for user, data in zip(users, stored, strict=True):
             if data is not None:
-                self._rows.write(pipeline, user, UserSums(self._folding, data), held.version)
+                self._rows.write(pipeline, user, UserSums(self._definition, data), held.version)
         pipeline.execute()
 
     def _archive_again(self, found: Collection[Partition]) -> None:
@@ -226,7 +226,7 @@ class Consumer:
             for _ in range(answers):
                 work.known.update([key for key, seen in zip(keys, next(replies), strict=True) if seen])
             if users:
-                work.sums = {user: UserSums(self._folding, data) for user, data in zip(users, next(replies), strict=True)}
+                work.sums = {user: UserSums(self._definition, data) for user, data in zip(users, next(replies), strict=True)}
 
     def _commit(self, works: list[Work]) -> None:
         """Commit, then overwrite the rows of those that were taken; a partition whose commit is refused is another's now."""

@@ -19,9 +19,9 @@ import redis
 
 from bandit.errors import EmptyLogError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
-from bandit.rewards.sums import Folding, UserSums
+from bandit.rewards.sums import SumsDefinition, UserSums
 from bandit.settings.load import Settings
-from bandit.types import ClusterRewards, Sums
+from bandit.types import SUM_NAMES, ClusterRewards, Sums
 from feature_repo import names
 from feature_repo.partitions import partition
 from training.features.fold import read_draws, rows_per_user, sums
@@ -40,7 +40,7 @@ _IDS_AT_ONCE = 5000
 
 
 def rebuild(
-    settings: Settings, client: redis.Redis, state: StreamState, folding: Folding, fences: Mapping[int, int], rows: RewardRows
+    settings: Settings, client: redis.Redis, state: StreamState, definition: SumsDefinition, fences: Mapping[int, int], rows: RewardRows
 ) -> int:
     """Make the sums, the seen ids and the rows of these partitions anew; returns the number of users.
 
@@ -50,7 +50,7 @@ def rebuild(
     users = 0
     _forget(client, state, fences)
     waiting: dict[int, dict[str, UserSums]] = {number: {} for number in fences}
-    for user, made in users_from_logs(settings, folding):
+    for user, made in users_from_logs(settings, definition):
         number = partition(user)
         if number in waiting:
             waiting[number][user] = made
@@ -67,13 +67,13 @@ def rebuild(
 
 
 def users_from_logs(
-    settings: Settings, folding: Folding, events: pa.Table | None = None, decisions: pa.Table | None = None
+    settings: Settings, definition: SumsDefinition, events: pa.Table | None = None, decisions: pa.Table | None = None
 ) -> Iterator[tuple[str, UserSums]]:
     """Each user's sums by the batch fold, at the time of the log's latest event.
 
     Args:
         settings: where the logs are.
-        folding: weights and half-lives.
+        definition: weights and half-lives.
         events: beside those of the log, `FEEDBACK` rows.
         decisions: beside those of the log, `DECISIONS` rows.
     """
@@ -85,15 +85,12 @@ def users_from_logs(
     if as_of is None:
         return
     history = read_lineage(settings, 2**63 - 1)
-    by_cluster = sums(happened, draws, as_of=as_of, half_lives=folding.half_lives, scheme=folding.scheme, lineage=history)
-    actions = folding.scheme.action_types
-    for batch in rows_per_user(by_cluster, as_of=as_of, action_types=actions).to_batches():
+    by_cluster = sums(happened, draws, as_of=as_of, definition=definition, lineage=history)
+    for batch in rows_per_user(by_cluster, as_of=as_of).to_batches():
         for row in batch.to_pylist():
-            five = Sums(np.array([row[name] for name in names.SUMS], np.float64))
-            last = np.array(row[names.LAST_IMPRESSION_AT], np.int64)
-            rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, sums=five, last_impression_at=last)
-            counts = np.array(row[names.ACTION_SUMS], np.float64).reshape(len(last), -1)
-            yield row["user_id"], UserSums.of(folding, rewards, counts, history.get(row["user_id"], []))
+            values = Sums(np.array([row[name] for name in SUM_NAMES], np.float64))
+            rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, sums=values)
+            yield row["user_id"], UserSums.of(definition, rewards, history.get(row["user_id"], []))
 
 
 def _events(settings: Settings, connection: ibis.BaseBackend, extra: pa.Table | None) -> ibis.expr.types.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import redis
 
 from bandit.records import Decision, Feedback
-from bandit.rewards.sums import MAX_CLUSTERS, Folding, UserSums
+from bandit.rewards.sums import MAX_CLUSTERS, SumsDefinition, UserSums
 from bandit.settings.load import Settings
 from bandit.types import ClusterRewards, Floats
 from feature_repo import names
@@ -50,7 +50,7 @@ def verify(settings: Settings) -> Verified:
     Raises: DependencyUnavailableError, InvalidTableError.
     """
     client = connect(settings.redis_url)
-    folding = Folding(scheme=settings.reward.scheme(), half_lives=settings.reward.half_lives())
+    definition = settings.reward.sums_definition()
     suspects: Collection[str] | None = None
     largest, users = 0.0, 0
     problems: dict[str, str] = {}
@@ -58,8 +58,8 @@ def verify(settings: Settings) -> Verified:
         for number in range(_ROUNDS):
             if number:
                 time.sleep(_PAUSE_SECONDS)
-            stream, extra, decided = _snapshot(client, settings, folding)
-            batch = dict(users_from_logs(settings, folding, extra, decided))
+            stream, extra, decided = _snapshot(client, settings, definition)
+            batch = dict(users_from_logs(settings, definition, extra, decided))
             rows = online_rows(settings, client)
             problems, differences = {}, [0.0]
             for user in sorted(suspects if suspects is not None else {*stream, *batch}):
@@ -76,12 +76,12 @@ def verify(settings: Settings) -> Verified:
         return Verified(users=users, waiting=_waiting(client), largest=largest, differing=problems)
 
 
-def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tuple[dict[str, UserSums], pa.Table, pa.Table]:
+def _snapshot(client: redis.Redis, settings: Settings, definition: SumsDefinition) -> tuple[dict[str, UserSums], pa.Table, pa.Table]:
     """Sums of every user, and the folded entries that are still in the streams: they may not be in Parquet yet.
 
     In this order (sums, streams, and then the logs), what leaves a stream in between is in the logs.
     """
-    state = StreamState(client, window=settings.stream.window, folding=folding.fingerprint)
+    state = StreamState(client, window=settings.stream.window, folding=definition.fingerprint)
     found = {}
     keys = list(client.scan_iter(match=names.SUMS_KEY.replace("%d", "*").replace("%s", "*"), count=10_000))
     positions, _ = state.load(dict.fromkeys(range(names.PARTITIONS), 0))
@@ -89,7 +89,7 @@ def _snapshot(client: redis.Redis, settings: Settings, folding: Folding) -> tupl
         some = keys[start : start + 1000]
         for key, data in zip(some, client.mget(some), strict=True):
             if data is not None:
-                found[key.split(b":", 3)[3].decode()] = UserSums(folding, data)
+                found[key.split(b":", 3)[3].decode()] = UserSums(definition, data)
     validator, left = settings.feedback_validator(), Batch()
     for held in positions.values():
         for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
@@ -136,11 +136,6 @@ def _compare(stream: UserSums | None, batch: UserSums | None, row: ClusterReward
     allowed = RELATIVE * np.maximum(np.abs(left), np.abs(right)) + _ABSOLUTE
     alone = np.array([cluster not in stream.cluster_ids for cluster in ids])
     allowed[alone] = _FADED
-    at, until = (
-        {cluster: int(last) for cluster, last in zip(one.cluster_ids, one.last_impression_at, strict=True)} for one in (stream, batch)
-    )
-    if any(at[cluster] != until.get(cluster, 0) for cluster in at):
-        return f"last impressions {at} in the stream, {until} in the batch fold", 0.0
     if (gap > allowed).any():
         worst = int(np.argmax((gap - allowed).max(axis=1)))
         return f"cluster {ids[worst]!r}: {left[worst].tolist()} in the stream, {right[worst].tolist()} in the batch fold", 0.0
@@ -155,5 +150,4 @@ def _values(sums: UserSums, ids: list[str]) -> Floats:
 
 
 def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:
-    equal = np.array_equal(sums.sums.values, row.sums.values) and np.array_equal(sums.last_impression_at, row.last_impression_at)
-    return equal and sums.cluster_ids == row.cluster_ids
+    return sums.cluster_ids == row.cluster_ids and np.array_equal(sums.sums.values, row.sums.values)

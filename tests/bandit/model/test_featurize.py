@@ -90,7 +90,6 @@ def test_time_moves_the_features_of_the_session_and_leaves_the_long_run_rate():
         cluster_ids=["c0", "c1"],
         as_of=NOW,
         sums=Sums(np.array([impressions, reward, impressions, reward, zero])),
-        last_impression_at=np.array([NOW, NOW]),
     )
     profile = simple_profile(2)
     at = lambda moment: featurize(profile, align(profile, rewards, moment, half_lives), EMPTY_PRIOR, NOW, {})  # noqa: E731

@@ -20,7 +20,7 @@ HALF_LIVES = HalfLives(session=30 * MICROSECONDS_PER_MINUTE, long=14 * MICROSECO
 def rewards(ids: list[str], as_of: int = NOW, seed: int = 0) -> ClusterRewards:
     rng = np.random.default_rng(seed)
     sums = Sums(rng.uniform(0.0, 9.0, (len(SUM_NAMES), len(ids))))
-    return ClusterRewards(cluster_ids=ids, as_of=as_of, sums=sums, last_impression_at=NOW - rng.integers(0, 10**12, len(ids)))
+    return ClusterRewards(cluster_ids=ids, as_of=as_of, sums=sums)
 
 
 def test_each_sum_has_its_row():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.errors import InvalidValueError
-from bandit.rewards.lineage import Move, Reclustering, credit, recluster, spans
+from bandit.rewards.lineage import Move, Reclustering, owner_intervals, owners_now, recluster
 from tests.strategies import clusterings, law
 
 DAY = 100
@@ -150,7 +150,7 @@ def test_items_need_not_be_strings() -> None:
     assert recluster("u", {"old": [1, 2]}, [[2], [1]], ["x", "y"], 1)[0] == ["x", "y"]
 
 
-# -- credit -----------------------------------------------------------------------------------------------------------------------
+# -- owners -----------------------------------------------------------------------------------------------------------------------
 
 event = st.tuples(st.integers(0, ITEMS - 1), st.integers(-DAY, 6 * DAY), st.integers(-1000, 1000))
 
@@ -166,7 +166,7 @@ def test_moving_sums_equals_crediting_events(days: list[list[frozenset[str]]], d
             events.append((names[at % len(names)], at, float(value)))
     expected: dict[str, float] = defaultdict(float)
     for cluster, at, value in events:
-        for to, share in credit(cluster, at, history).items():
+        for to, share in owners_now(cluster, at, history).items():
             expected[to] += value * share
 
     sums: dict[str, float] = {}
@@ -179,7 +179,7 @@ def test_moving_sums_equals_crediting_events(days: list[list[frozenset[str]]], d
             seen.append(history[place])
         else:
             cluster, at, value = events[place]
-            for to, share in credit(cluster, at, seen).items():
+            for to, share in owners_now(cluster, at, seen).items():
                 sums[to] = sums.get(to, 0.0) + value * share
     assert set(sums) >= set(expected)
     for cluster, value in sums.items():
@@ -189,23 +189,23 @@ def test_moving_sums_equals_crediting_events(days: list[list[frozenset[str]]], d
 
 @law
 @given(clusterings(ITEMS, 5), st.randoms(use_true_random=False))
-def test_spans_are_the_credit_of_every_id_at_every_time(days: list[list[frozenset[str]]], rng: random.Random) -> None:
+def test_intervals_name_the_owners_of_every_id_at_every_time(days: list[list[frozenset[str]]], rng: random.Random) -> None:
     states, history = through(days)
-    found = spans(rng.sample(history, len(history)))
+    found = owner_intervals(rng.sample(history, len(history)))
     for cluster in {cluster for state in states for cluster in state} | {"stranger"}:
         for at in [-1, *(day * DAY + offset for day in range(len(days)) for offset in (-1, 0, 1))]:
-            covering = [span.credit for span in found if span.cluster_id == cluster and span.after < at <= span.until]
+            covering = [span.owners for span in found if span.cluster_id == cluster and span.after < at <= span.until]
             assert len(covering) <= 1
-            expected = credit(cluster, at, history)
+            expected = owners_now(cluster, at, history)
             assert sum(expected.values()) == pytest.approx(1.0, rel=1e-12)
             assert (covering or [{cluster: 1.0}])[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_nothing_happened_to_stays_exactly() -> None:
     change = Reclustering(user_id="u", effective_at=5, moves=[Move(from_cluster="a", to_cluster="b", share=1.0)])
-    assert credit("z", 3, [change]) == {"z": 1.0}
-    assert credit("z", 3, []) == {"z": 1.0}
-    assert spans([]) == []
+    assert owners_now("z", 3, [change]) == {"z": 1.0}
+    assert owners_now("z", 3, []) == {"z": 1.0}
+    assert owner_intervals([]) == []
 
 
 def test_a_decision_from_before_is_credited_after_and_the_survivor_keeps_what_comes_later() -> None:
@@ -214,16 +214,16 @@ def test_a_decision_from_before_is_credited_after_and_the_survivor_keeps_what_co
         effective_at=5,
         moves=[Move(from_cluster="a", to_cluster="b", share=0.25), Move(from_cluster="a", to_cluster="c", share=0.75)],
     )
-    assert credit("a", 9, [dead]) == {"b": 0.25, "c": 0.75}
+    assert owners_now("a", 9, [dead]) == {"b": 0.25, "c": 0.75}
     alive = Reclustering(
         user_id="u",
         effective_at=7,
         moves=[Move(from_cluster="b", to_cluster="b", share=0.75), Move(from_cluster="b", to_cluster="d", share=0.25)],
     )
-    assert credit("b", 7, [alive, dead]) == {"b": 0.75, "d": 0.25}
-    assert credit("b", 8, [alive, dead]) == {"b": 1.0}
-    assert credit("a", 6, [alive, dead]) == {"b": 0.1875, "d": 0.0625, "c": 0.75}
-    assert credit("a", 8, [alive, dead]) == {"b": 0.25, "c": 0.75}
+    assert owners_now("b", 7, [alive, dead]) == {"b": 0.75, "d": 0.25}
+    assert owners_now("b", 8, [alive, dead]) == {"b": 1.0}
+    assert owners_now("a", 6, [alive, dead]) == {"b": 0.1875, "d": 0.0625, "c": 0.75}
+    assert owners_now("a", 8, [alive, dead]) == {"b": 0.25, "c": 0.75}
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])

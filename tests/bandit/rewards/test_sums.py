@@ -12,18 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.rewards.decay import HalfLives
-from bandit.rewards.lineage import Move, Reclustering, credit
+from bandit.rewards.lineage import Move, Reclustering, owners_now
 from bandit.rewards.scheme import RewardScheme
-from bandit.rewards.sums import DRAW, MAX_CLUSTERS, Folding, Term, UserSums
+from bandit.rewards.sums import DRAW, MAX_CLUSTERS, SumsDefinition, Term, UserSums
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES
 from tests.strategies import NOW, law
 
 DAY, MINUTE = MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 WEIGHTS = {"repin": 1.0, "click": 0.5, "hide": -1.0}
-FOLDING = Folding(scheme=RewardScheme(weights=WEIGHTS, minimum=-1.0, maximum=2.0), half_lives=HalfLives(session=30 * MINUTE, long=14 * DAY))
-ACTIONS = FOLDING.scheme.action_types
+DEFINITION = SumsDefinition(
+    scheme=RewardScheme(weights=WEIGHTS, minimum=-1.0, maximum=2.0), half_lives=HalfLives(session=30 * MINUTE, long=14 * DAY)
+)
+ACTIONS = DEFINITION.scheme.action_types
 TOLERANCE = 1e-9
-Cells = dict[str, list[float]]  # the five columns, then one count per action type
+Cells = dict[str, list[float]]
 
 clusters = st.sampled_from(["a", "b", "c", "d"])
 terms = st.lists(
@@ -46,11 +48,11 @@ def reclusterings(draw: st.DrawFn, max_size: int = 4) -> list[Reclustering]:
 
 
 def by_formula(added: Sequence[Term], as_of: int, history: Sequence[Reclustering] = ()) -> Cells:
-    """S(T) = sum of r_e * 2^(-(T - t_e) / h), each term where `credit` puts it."""
-    cells: Cells = defaultdict(lambda: [0.0] * (len(SUM_NAMES) + len(ACTIONS)))
+    """S(T) = sum of r_e * 2^(-(T - t_e) / h), each term where `owners_now` puts it."""
+    cells: Cells = defaultdict(lambda: [0.0] * len(SUM_NAMES))
     for cluster_id, code, at in added:
         session, long = math.exp2((at - as_of) / (30 * MINUTE)), math.exp2((at - as_of) / (14 * DAY))
-        for credited, share in credit(cluster_id, at, history).items():
+        for credited, share in owners_now(cluster_id, at, history).items():
             cell = cells[credited]
             if code == DRAW:
                 cell[4] += share * session
@@ -58,7 +60,6 @@ def by_formula(added: Sequence[Term], as_of: int, history: Sequence[Reclustering
             weight = WEIGHTS.get(ACTIONS[code], 0.0)
             for place, amount in enumerate((float(code == 0) * session, weight * session, float(code == 0) * long, weight * long)):
                 cell[place] += share * amount
-            cell[5 + code] += share * long
     return cells
 
 
@@ -69,12 +70,12 @@ def cells_of(sums: UserSums) -> Cells:
 def assert_same(found: Cells, expected: Cells) -> None:
     """To 1e-9 relative; sums of both signs may cancel, to far below the size of what was added."""
     for cluster_id in {*found, *expected}:
-        empty = [0.0] * (len(SUM_NAMES) + len(ACTIONS))
+        empty = [0.0] * len(SUM_NAMES)
         assert found.get(cluster_id, empty) == pytest.approx(expected.get(cluster_id, empty), rel=TOLERANCE, abs=1e-12), cluster_id
 
 
 def added(*parts: Sequence[Term]) -> UserSums:
-    sums = UserSums(FOLDING)
+    sums = UserSums(DEFINITION)
     for part in parts:
         sums.add(part)
     return sums
@@ -89,9 +90,9 @@ def test_any_order_and_any_grouping_give_the_formula(given_terms: list[Term], da
     order = data.draw(st.permutations(given_terms))
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(order) - 1, 1)), max_size=4)))
     groups = [group for group in (order[start:end] for start, end in zip([0, *cuts], [*cuts, len(order)], strict=True)) if group]
-    sums = UserSums(FOLDING)
+    sums = UserSums(DEFINITION)
     for group in groups:  # stored and read in between, as the stream does
-        sums = UserSums(FOLDING, sums.to_bytes())
+        sums = UserSums(DEFINITION, sums.to_bytes())
         sums.add(group)
     latest = max(term.at for term in given_terms)
     assert sums.as_of == latest
@@ -102,12 +103,11 @@ def test_any_order_and_any_grouping_give_the_formula(given_terms: list[Term], da
 @given(terms, st.integers(0, 40 * DAY))
 def test_moving_the_reference_time_is_one_multiplication(given_terms: list[Term], elapsed: int) -> None:
     sums = added(given_terms)
-    before, start, last = cells_of(sums), sums.as_of, sums.last_impression_at.copy()
+    before, start = cells_of(sums), sums.as_of
     sums.move(start + elapsed)
     session, long = math.exp2(-elapsed / (30 * MINUTE)), math.exp2(-elapsed / (14 * DAY))
-    factors = [session, session, long, long, session, *[long] * len(ACTIONS)]
+    factors = [session, session, long, long, session]
     assert_same(cells_of(sums), {cluster: [v * f for v, f in zip(row, factors, strict=True)] for cluster, row in before.items()})
-    np.testing.assert_array_equal(sums.last_impression_at, last)
     assert sums.as_of == start + elapsed
 
 
@@ -125,7 +125,7 @@ def test_nothing_added_is_nothing_changed() -> None:
     before = sums.to_bytes()
     sums.add([])
     assert sums.to_bytes() == before
-    empty = UserSums(FOLDING)
+    empty = UserSums(DEFINITION)
     empty.add([])
     assert (empty.as_of, empty.cluster_ids) == (0, [])
 
@@ -139,10 +139,9 @@ def test_what_is_stored_is_what_was_held_to_the_bit(given_terms: list[Term], his
     sums = added(given_terms)
     for change in history:
         sums.recluster(change)
-    again = UserSums(FOLDING, sums.to_bytes())
+    again = UserSums(DEFINITION, sums.to_bytes())
     assert (again.as_of, again.cluster_ids, again.lineage) == (sums.as_of, sums.cluster_ids, sums.lineage)
     np.testing.assert_array_equal(again.values, sums.values)
-    np.testing.assert_array_equal(again.last_impression_at, sums.last_impression_at)
     assert again.to_bytes() == sums.to_bytes()
 
 
@@ -157,29 +156,26 @@ def test_serving_reads_the_columns_by_their_names(given_terms: list[Term]) -> No
         assert getattr(rewards.sums, name).tolist() == pytest.approx(
             [expected[one][place] for one in rewards.cluster_ids], rel=TOLERANCE, abs=1e-12
         )
-    assert sums.action_sums.shape == (len(rewards.cluster_ids), len(ACTIONS))
-    for row, cluster_id in enumerate(rewards.cluster_ids):
-        assert sums.action_sums[row].tolist() == pytest.approx(expected[cluster_id][5:], rel=TOLERANCE)
-        shown = [term.at for term in given_terms if term.cluster_id == cluster_id and term.code == 0]
-        assert rewards.last_impression_at[row] == max(shown, default=0)
 
 
 @law
 @given(terms, terms)
 def test_sums_that_another_fold_made_are_gone_on_with(first: list[Term], second: list[Term]) -> None:
     left = added(first)
-    taken_over = UserSums.of(FOLDING, left.rewards(), left.action_sums, left.lineage)
+    taken_over = UserSums.of(DEFINITION, left.rewards(), left.lineage)
     taken_over.add(second)
     left.add(second)
     assert taken_over.to_bytes() == left.to_bytes()
 
 
 def test_other_weights_or_half_lives_are_another_folding() -> None:
-    heavier = Folding(scheme=RewardScheme(weights=WEIGHTS | {"click": 0.6}, minimum=-1.0, maximum=2.0), half_lives=FOLDING.half_lives)
-    slower = Folding(scheme=FOLDING.scheme, half_lives=HalfLives(session=31 * MINUTE, long=14 * DAY))
-    again = Folding(scheme=FOLDING.scheme, half_lives=HalfLives(session=30 * MINUTE, long=14 * DAY))
-    assert again.fingerprint == FOLDING.fingerprint
-    assert len({FOLDING.fingerprint, heavier.fingerprint, slower.fingerprint}) == 3
+    heavier = SumsDefinition(
+        scheme=RewardScheme(weights=WEIGHTS | {"click": 0.6}, minimum=-1.0, maximum=2.0), half_lives=DEFINITION.half_lives
+    )
+    slower = SumsDefinition(scheme=DEFINITION.scheme, half_lives=HalfLives(session=31 * MINUTE, long=14 * DAY))
+    again = SumsDefinition(scheme=DEFINITION.scheme, half_lives=HalfLives(session=30 * MINUTE, long=14 * DAY))
+    assert again.fingerprint == DEFINITION.fingerprint
+    assert len({DEFINITION.fingerprint, heavier.fingerprint, slower.fingerprint}) == 3
 
 
 # -- reclustering -----------------------------------------------------------------------------------------------------------------
@@ -189,11 +185,10 @@ def test_other_weights_or_half_lives_are_another_folding() -> None:
 @given(terms, reclusterings())
 def test_reclustering_conserves_totals(given_terms: list[Term], history: list[Reclustering]) -> None:
     sums = added(given_terms)
-    total, latest = sums.values.sum(axis=0), sums.last_impression_at.max(initial=0)
+    total = sums.values.sum(axis=0)
     for change in history:
         sums.recluster(change)
     np.testing.assert_allclose(sums.values.sum(axis=0), total, rtol=TOLERANCE, atol=1e-12)
-    assert sums.last_impression_at.max(initial=0) == latest
 
 
 @law
@@ -221,14 +216,14 @@ def test_a_cluster_that_only_gets_another_name_keeps_its_sums_to_the_bit(given_t
 
 @law
 @given(terms, reclusterings(), st.data())
-def test_events_before_and_after_a_reclustering_go_where_credit_says(
+def test_events_before_and_after_a_reclustering_go_where_owners_now_says(
     given_terms: list[Term], history: list[Reclustering], data: st.DataObject
 ) -> None:
     """Reclusterings come in order, and each before what happened after it; what happened before it may come at any time."""
     queue = [(data.draw(st.integers(term.at, NOW)), 1, term) for term in given_terms]
     events: list[tuple[int, int, Term | Reclustering]] = [*queue, *((change.effective_at, 0, change) for change in history)]
     events.sort(key=lambda one: one[:2])
-    sums = UserSums(FOLDING)
+    sums = UserSums(DEFINITION)
     for _, _, one in events:
         if isinstance(one, Reclustering):
             sums.recluster(one)
@@ -244,20 +239,20 @@ def test_clusters_that_have_faded_are_left_out_once_there_are_many() -> None:
     many = MAX_CLUSTERS // 5
     faded = [Term(f"old{number}", 0, NOW - 20 * 14 * DAY - MINUTE) for number in range(many)]
     sums = added(faded, [Term("alive", 0, NOW), Term("drawn", DRAW, NOW)])
-    again = UserSums(FOLDING, sums.to_bytes())
+    again = UserSums(DEFINITION, sums.to_bytes())
     assert sorted(again.cluster_ids) == ["alive", "drawn"]
     assert again.values[:, 0].sum() == 1.0
 
 
 def test_few_clusters_are_kept_however_faded() -> None:
     sums = added([Term("old", 0, NOW - 20 * 14 * DAY - MINUTE), Term("alive", 0, NOW)])
-    assert sorted(UserSums(FOLDING, sums.to_bytes()).cluster_ids) == ["alive", "old"]
+    assert sorted(UserSums(DEFINITION, sums.to_bytes()).cluster_ids) == ["alive", "old"]
 
 
 def test_a_user_with_every_cluster_that_is_allowed_is_stored_in_100_kilobytes() -> None:
     sums = added([Term(f"c{number}", number % 4, NOW) for number in range(MAX_CLUSTERS)])
     assert len(sums.to_bytes()) < 100_000
-    assert len(UserSums(FOLDING, sums.to_bytes()).cluster_ids) == MAX_CLUSTERS
+    assert len(UserSums(DEFINITION, sums.to_bytes()).cluster_ids) == MAX_CLUSTERS
 
 
 def test_lineage_is_bounded_and_keeps_the_newest() -> None:

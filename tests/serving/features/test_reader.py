@@ -17,10 +17,12 @@ from bandit.errors import DependencyUnavailableError, FeatureStoreError
 from bandit.types import SUM_NAMES, ClusterRewards, Profile
 from feature_repo import names
 from feature_repo.store import open_store
-from serving.features.reader import _CLUSTERS, _REWARDS, FeatureReader
+from serving.features.reader import FeatureReader
 from tests.conftest import Deployment
 from tests.served_world import AS_OF, EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served
 from tests.tables_made import NOW
+
+_CLUSTERS, _REWARDS = names.columns(names.USER_CLUSTERS), names.columns(names.CLUSTER_REWARDS)
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_an_unknown_user_has_neither(served: Served, reader: FeatureReader) -> N
         (names.USER_CLUSTERS, names.ACTION_COUNTS, [1.0] * 5),
         (names.USER_CLUSTERS, names.QUERY_OFFSETS, [0, 1]),
         (names.CLUSTER_REWARDS, names.REWARD_LONG, [1.0]),
-        (names.CLUSTER_REWARDS, names.LAST_IMPRESSION_AT, [NOW]),
+        (names.CLUSTER_REWARDS, names.DRAWS_SESSION, [1.0]),
     ],
 )
 def test_a_ragged_row_is_refused_by_the_name_of_its_user(

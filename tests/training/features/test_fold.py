@@ -20,7 +20,8 @@ from bandit.settings.load import Settings
 from feature_repo import names
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, naive, write_decisions, write_feedback
-from training.features.fold import Folded, fold, merge, sums
+from training.features.feature_store import materialize, online_rows
+from training.features.fold import Folded, fold, sums
 from training.logs.schemas import DECISIONS
 
 WEIGHTS = {"impression": 0.0, "repin": 1.0, "click": 0.5, "closeup": 0.25, "hide": -1.0}
@@ -55,13 +56,11 @@ def by_hand(events: Iterable[Feedback], decisions: Iterable[Decision] = (), *, a
         session, long = math.exp2(-age / SESSION), math.exp2(-age / LONG)
         row = result[event.user_id, event.cluster_id]
         row["events"] += 1
-        row[f"action:{event.action}"] += long
         row[names.REWARD_SESSION] += WEIGHTS[event.action] * session
         row[names.REWARD_LONG] += WEIGHTS[event.action] * long
         if event.action == "impression":
             row[names.IMPRESSIONS_SESSION] += session
             row[names.IMPRESSIONS_LONG] += long
-            row[names.LAST_IMPRESSION_AT] = max(row[names.LAST_IMPRESSION_AT], event.occurred_at)
     for made in {made.decision_id: made for made in decisions}.values():
         if made.decided_at > as_of:
             continue
@@ -76,23 +75,8 @@ def folded_sums(table: pa.Table) -> Sums:
     """A snapshot, as the same nested dictionary."""
     result: Sums = {}
     for row in table.to_pylist():
-        actions = row[names.ACTION_TYPES]
         for place, cluster_id in enumerate(row[names.CLUSTER_IDS]):
-            cell = {
-                name: row[name][place]
-                for name in (
-                    names.IMPRESSIONS_SESSION,
-                    names.REWARD_SESSION,
-                    names.IMPRESSIONS_LONG,
-                    names.REWARD_LONG,
-                    names.DRAWS_SESSION,
-                    names.LAST_IMPRESSION_AT,
-                )
-            }
-            flat = row[names.ACTION_SUMS][place * len(actions) : (place + 1) * len(actions)]
-            result[row[names.JOIN_KEY], cluster_id] = cell | {
-                f"action:{action}": value for action, value in zip(actions, flat, strict=True)
-            }
+            result[row[names.JOIN_KEY], cluster_id] = {name: row[name][place] for name in names.SUMS}
     return result
 
 
@@ -116,7 +100,7 @@ def sums_of(events: list[Feedback], decisions: list[Decision], settings: Setting
     ]
     draws = ibis.memtable(pa.table(columns, names=["user_id", "cluster_id", "drawn_at"]))
     log = ibis.memtable(feedback_table(events))
-    return sums(log, draws, as_of=as_of, half_lives=settings.reward.half_lives(), scheme=settings.reward.scheme())
+    return sums(log, draws, as_of=as_of, definition=settings.reward.sums_definition())
 
 
 def cells(table: ibis.Table) -> Sums:
@@ -157,7 +141,6 @@ def test_draws_fade_with_the_sessions_half_life_and_wait_for_nobodys_impression(
     assert found["u", "c"][names.DRAWS_SESSION] == pytest.approx(0.5, rel=TOLERANCE)
     assert found["u", "new"][names.DRAWS_SESSION] == pytest.approx(0.75, rel=TOLERANCE)
     assert found["u", "new"][names.IMPRESSIONS_LONG] == 0.0
-    assert found["u", "new"][names.LAST_IMPRESSION_AT] == 0
 
 
 def test_other_half_lives_and_weights_come_from_the_settings(deployment: Deployment) -> None:
@@ -204,14 +187,17 @@ def test_of_copies_that_contradict_each_other_the_least_of_each_column_counts(de
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_merged_parts_are_the_whole(deployment: Deployment, seed: int) -> None:
+def test_two_parts_of_the_log_add_up_to_it(deployment: Deployment, seed: int) -> None:
     events = log_of(400, seed=seed)
     decisions = [decision(number, at=NOW - number * HOUR, user_id=f"u{number % 8}", drawn=[("c1", "x")]) for number in range(20)]
     cut = int(np.random.default_rng(seed).integers(1, 399))
-    left = sums_of(events[:cut], decisions[:5], deployment.settings)
-    right = sums_of(events[cut:], decisions[5:], deployment.settings)
+    added: Sums = defaultdict(lambda: defaultdict(float))
+    for part in ((events[:cut], decisions[:5]), (events[cut:], decisions[5:])):
+        for key, cell in cells(sums_of(*part, deployment.settings)).items():
+            for name, value in cell.items():
+                added[key][name] += value
     whole = cells(sums_of(events, decisions, deployment.settings))
-    assert_same(cells(merge(left, right)), whole)
+    assert_same(added, whole)
     assert_same(whole, by_hand(events, decisions))
 
 
@@ -221,10 +207,9 @@ def test_moving_the_reference_time_is_one_multiplication(deployment: Deployment,
     early = cells(sums_of(events, decisions, deployment.settings))
     late = cells(sums_of(events, decisions, deployment.settings, as_of=NOW + elapsed))
     session, long = math.exp2(-elapsed / SESSION), math.exp2(-elapsed / LONG)
-    unmoved = {names.LAST_IMPRESSION_AT, "events"}
     for cell in early.values():
         for name in cell:
-            cell[name] *= 1.0 if name in unmoved else session if name.endswith("_session") else long
+            cell[name] *= 1.0 if name == "events" else session if name.endswith("_session") else long
     assert sum(name.endswith("_session") for name in cell) == 3
     assert_same(late, early)
 
@@ -284,13 +269,28 @@ def test_folding_the_same_time_again_gives_the_same_snapshot(deployment: Deploym
     assert again.users > 0
     # Not the same bytes: DuckDB adds in the order in which its threads come, so the last digits of a sum may differ.
     assert_same(folded_sums(found), folded_sums(expected))
-    exact = [names.JOIN_KEY, names.CLUSTER_IDS, names.LAST_IMPRESSION_AT, names.ACTION_TYPES, names.AS_OF, names.TIMESTAMP, "events"]
+    exact = [names.JOIN_KEY, names.CLUSTER_IDS, names.AS_OF, names.TIMESTAMP, "events"]
     assert found.select(exact).equals(expected.select(exact))
 
 
 def test_the_snapshot_is_named_by_its_time_to_the_microsecond(deployment: Deployment) -> None:
     write_feedback(deployment.settings, [feedback("1", at=NOW)])
     assert Path(fold(deployment.settings, as_of=NOW + 7, now=NOW + 7).file).name == "20250501T000000.000007.parquet"
+
+
+def test_snapshots_of_before_with_more_columns_are_read_beside_those_of_now(deployment: Deployment) -> None:
+    settings = deployment.settings
+    write_feedback(settings, [feedback("1", at=NOW - HOUR), feedback("2", at=NOW - HOUR, user_id="other")], name="a")
+    result, table = run(settings)
+    former = pa.array([[float(row)] for row in range(len(table))], pa.list_(pa.float64()))
+    pq.write_table(table.append_column("action_sums", former).append_column("last_impression_at", former), result.file)
+    write_feedback(settings, [feedback("3", at=NOW)], name="b")
+    second, news = run(settings, as_of=NOW + 1)
+    assert news[names.JOIN_KEY].to_pylist() == ["u"]  # the other user's sums of before count
+    assert pq.read_table(result.file).equals(table)
+    assert materialize(settings, until=NOW + 1) == 3
+    assert online_rows(settings, deployment.redis).read("other") is not None
+    assert second.users == 1
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------------------

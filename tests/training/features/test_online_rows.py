@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import redis
 
-from bandit.rewards.sums import DRAW, Folding, Term, UserSums
+from bandit.rewards.sums import DRAW, Term, UserSums
 from bandit.types import ClusterRewards
 from feature_repo import names
 from feature_repo.store import open_store
@@ -18,18 +18,7 @@ from tests.tables_made import DAY, HOUR, NOW
 from training.features.feature_store import apply, online_rows
 from training.features.online_rows import RewardRows
 
-FEATURES = (
-    names.AS_OF,
-    names.CLUSTER_IDS,
-    names.IMPRESSIONS_SESSION,
-    names.REWARD_SESSION,
-    names.IMPRESSIONS_LONG,
-    names.REWARD_LONG,
-    names.DRAWS_SESSION,
-    names.ACTION_TYPES,
-    names.ACTION_SUMS,
-    names.LAST_IMPRESSION_AT,
-)
+FEATURES = names.columns(names.CLUSTER_REWARDS)
 OLD, NEW = f"{1:012d}.{7:015d}", f"{2:012d}.{0:015d}"
 
 
@@ -52,8 +41,7 @@ def write(deployment: Deployment, rows: RewardRows, user: str, sums: UserSums, v
 
 
 def sums_of(deployment: Deployment, terms: list[Term]) -> UserSums:
-    reward = deployment.settings.reward
-    sums = UserSums(Folding(scheme=reward.scheme(), half_lives=reward.half_lives()))
+    sums = UserSums(deployment.settings.reward.sums_definition())
     sums.add(terms)
     return sums
 
@@ -71,12 +59,10 @@ def publicly(deployment: Deployment, user: str) -> dict[str, Any]:
     return {name: read[name][0] for name in FEATURES}
 
 
-def expected_row(deployment: Deployment, sums: UserSums) -> dict[str, Any]:
+def expected_row(sums: UserSums) -> dict[str, Any]:
     rewards = sums.rewards()
     row: dict[str, Any] = dict(zip(names.SUMS, rewards.sums.values, strict=True))
     row |= {name: getattr(rewards, name) for name in FEATURES if hasattr(rewards, name)}
-    row[names.ACTION_TYPES] = deployment.settings.reward.scheme().action_types
-    row[names.ACTION_SUMS] = sums.action_sums.ravel()
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
@@ -91,7 +77,7 @@ def assert_equal(found: ClusterRewards | None, expected: ClusterRewards) -> None
 def test_what_is_written_is_what_feast_and_serving_read_to_the_bit(applied: Deployment, user: str) -> None:
     rows, sums = rows_of(applied), some(applied)
     write(applied, rows, user, sums)
-    expected = expected_row(applied, sums)
+    expected = expected_row(sums)
     assert len(expected) == len(FEATURES)
     assert publicly(applied, user) == expected
     reader = FeatureReader(applied.settings.feature_repo_path, applied.settings.redis_url, timeout=5.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bandit.rewards.sums import Folding, UserSums
+from bandit.rewards.sums import SumsDefinition, UserSums
 from feature_repo import names
 from feature_repo.partitions import partition
 from tests.streamed import Streamed
@@ -21,9 +21,8 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.stream.verify._PAUSE_SECONDS", 0.0)
 
 
-def folding(streamed: Streamed) -> Folding:
-    reward = streamed.settings.reward
-    return Folding(scheme=reward.scheme(), half_lives=reward.half_lives())
+def definition(streamed: Streamed) -> SumsDefinition:
+    return streamed.settings.reward.sums_definition()
 
 
 def test_a_new_stream_begins_with_what_the_logs_hold(streamed: Streamed) -> None:
@@ -52,7 +51,7 @@ def test_what_is_in_the_logs_and_comes_again_counts_once(streamed: Streamed) -> 
 
 
 def test_no_logs_are_no_users(streamed: Streamed) -> None:
-    assert list(users_from_logs(streamed.settings, folding(streamed))) == []
+    assert list(users_from_logs(streamed.settings, definition(streamed))) == []
     consumer = streamed.consumer()
     assert streamed.drain(consumer) == 0
     assert consumer.partitions == names.PARTITIONS
@@ -61,7 +60,7 @@ def test_no_logs_are_no_users(streamed: Streamed) -> None:
 def test_sums_from_the_logs_are_in_order_of_cluster_and_at_the_time_of_the_latest_event(streamed: Streamed) -> None:
     events = streamed.events(300)
     write_feedback(streamed.settings, events)
-    found = dict(users_from_logs(streamed.settings, folding(streamed)))
+    found = dict(users_from_logs(streamed.settings, definition(streamed)))
     assert set(found) == {event.user_id for event in events}
     for user, sums in found.items():
         assert sums.as_of == max(event.occurred_at for event in events)
@@ -85,7 +84,7 @@ def test_other_weights_or_half_lives_make_the_sums_anew(streamed: Streamed, chan
 def test_sums_that_no_log_knows_are_removed(streamed: Streamed) -> None:
     user = "ghost"
     key = names.SUMS_KEY % (partition(user), user)
-    streamed.redis.set(key, UserSums(folding(streamed)).to_bytes())
+    streamed.redis.set(key, UserSums(definition(streamed)).to_bytes())
     streamed.drain(streamed.consumer())
     assert not streamed.redis.exists(key)
 
@@ -141,7 +140,7 @@ def test_an_order_to_rebuild_forgets_sums_that_went_wrong(streamed: Streamed) ->
     streamed.drain(consumer)
     consumer.close()
     user = events[0].user_id
-    streamed.redis.set(names.SUMS_KEY % (partition(user), user), UserSums(folding(streamed)).to_bytes())
+    streamed.redis.set(names.SUMS_KEY % (partition(user), user), UserSums(definition(streamed)).to_bytes())
     assert user in verify(streamed.settings).differing
     stream(streamed.settings, lambda: False, once=True, rebuild=True)
     streamed.assert_exact(events)

@@ -13,7 +13,7 @@ import pytest
 
 from bandit.errors import Status
 from bandit.records import Feedback
-from bandit.rewards.sums import Folding, Term, UserSums
+from bandit.rewards.sums import Term, UserSums
 from feature_repo import names
 from feature_repo.partitions import partition
 from feature_repo.store import open_store
@@ -71,9 +71,8 @@ def folded(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> tuple[Streame
 
 def tampered(streamed: Streamed, user: str, *, with_row: bool) -> None:
     """One event too many in the sums of a user; in the row of the online store too, or there only."""
-    reward = streamed.settings.reward
-    folding, key = Folding(scheme=reward.scheme(), half_lives=reward.half_lives()), names.SUMS_KEY % (partition(user), user)
-    sums = UserSums(folding, streamed.redis.get(key))
+    key = names.SUMS_KEY % (partition(user), user)
+    sums = UserSums(streamed.settings.reward.sums_definition(), streamed.redis.get(key))
     sums.add([Term(sums.cluster_ids[0], 1, sums.as_of - HOUR)])
     if with_row:
         streamed.redis.set(key, sums.to_bytes())
