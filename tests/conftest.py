@@ -15,7 +15,7 @@ import redis
 
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from training.cli import init
-from training.local_redis import local_redis
+from training.local_redis import URL_VARIABLE, local_redis
 
 _DATABASES = itertools.cycle(range(1, 16))  # Redis' numbered databases; 0 is left to whoever uses the server otherwise
 
@@ -51,6 +51,8 @@ class Deployment:
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """One Redis for all tests: our own, or the one that QUERY_REWARDS_REDIS_URL names."""
+    if os.environ.get(URL_VARIABLE) and "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.exit(f"{URL_VARIABLE} names one Redis for several workers, which would empty it under each other: use --numprocesses 0")
     with local_redis() as url:
         for number in range(1, 16):
             size = redis.Redis.from_url(_database(url, number)).dbsize()

@@ -37,6 +37,7 @@ from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from feature_repo.partitions import partition
 from serving import FeedbackLog
+from tests.ports import free_port
 from training.deployment import create
 from training.features.feature_store import materialize
 from training.local_redis import redis_binary
@@ -78,7 +79,7 @@ class Server:
     """A Redis that survives its own death: same port, same folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _free_port()
+        self.folder, self.port = folder, free_port()
         folder.mkdir(parents=True)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -433,14 +434,6 @@ def a_million_events(sizes: Sizes, seed: int) -> str:
 def _signal(process: BaseProcess, number: signal.Signals) -> None:
     assert process.pid is not None
     os.kill(process.pid, number)
-
-
-def _free_port() -> int:
-    import socket  # noqa: PLC0415
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 PARTS = (a_million_events, kills_between_calls, kills_at_random, redis_restarts, power_cuts, freezes)

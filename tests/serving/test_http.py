@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from bandit.errors import InvalidSettingError
 from serving.http_service.server import check_host
+from tests.ports import free_port
 from tests.served_world import REWARDED, UNKNOWN, Served
 from tests.tables_made import feedback
 
@@ -50,9 +51,7 @@ class Service:
 
 @contextmanager
 def service(served: Served, **variables: str) -> Iterator[Service]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"QUERY_REWARDS_HTTP__PORT": str(port), "QUERY_REWARDS_HTTP_TOKEN": TOKEN} | variables
     command = [sys.executable, "-W", "ignore", "-m", "query_rewards", "serve", "--settings", str(served.settings_file(deadline_ms=1000.0))]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

@@ -315,7 +315,7 @@ def program(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = shutil.which("query-rewards", path=str(Path(sys.executable).parent))
     assert command, "the package is not installed in this environment"
     return subprocess.run(
-        [command, *(str(argument) for argument in arguments)], capture_output=True, text=True, cwd=cwd, check=False, timeout=60
+        [command, *(str(argument) for argument in arguments)], capture_output=True, text=True, cwd=cwd, check=False, timeout=180
     )
 
 
@@ -330,7 +330,7 @@ def test_help_names_every_verb(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("verb", "module", "extra"), [("serve", "uvicorn", "http"), ("init", "pyarrow", "training")])
 def test_a_verb_whose_extra_is_not_installed_says_which(tmp_path: Path, verb: str, module: str, extra: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['query-rewards', {verb!r}]; import query_rewards; query_rewards.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=180)
     assert_one_line(
         Ran(status=done.returncode, out=done.stdout, err=done.stderr), Status.USAGE, f"{verb} needs pip install 'query-rewards[{extra}]'"
     )

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from bandit.errors import DependencyUnavailableError
+from tests.ports import free_port
 from training.local_redis import URL_VARIABLE, local_redis, redis_binary
 
 
@@ -91,9 +92,7 @@ def test_it_listens_on_loopback_only() -> None:
 
 
 def test_a_port_can_be_chosen() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with local_redis(port=port) as url:
         assert urlsplit(url).port == port
         assert listens(url)

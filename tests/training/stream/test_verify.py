@@ -18,12 +18,12 @@ from feature_repo import names
 from feature_repo.partitions import partition
 from feature_repo.store import open_store
 from query_rewards import main
+from tests.ports import free_port
 from tests.streamed import Streamed
 from tests.tables_made import HOUR, feedback
 from training.console import stop_event
 from training.features.feature_store import materialize
 from training.features.fold import fold
-from training.local_redis import _free_port
 from training.stream import verify as step
 from training.stream.run import stream
 from training.stream.verify import verify
@@ -180,7 +180,7 @@ def test_a_stream_ends_once_nothing_waits_and_leaves_everything_in_order(streame
 
 
 def test_a_stream_stops_at_a_signal_in_good_order_and_answers_for_its_metrics(streamed: Streamed) -> None:
-    events, port, seen = streamed.events(50), _free_port(), []
+    events, port, seen = streamed.events(50), free_port(), []
     streamed.send(events)
 
     def look() -> None:
