@@ -1,4 +1,7 @@
-"""Outcomes: what each decision's drawn clusters earned, beside what it was decided from, in a file that evaluation streams."""
+"""Outcomes: what each decision's drawn clusters earned, beside what it was decided from, in a file that evaluation streams.
+
+Training reads another file, the join's: one row per drawn cluster, so a fraction of the features here, and decisions without inputs too.
+"""
 
 from __future__ import annotations
 
