@@ -22,7 +22,6 @@ from bandit.settings.load import Settings
 from feature_repo import names
 from feature_repo.connection import connect, translated, without_password
 from training.lock import Lease, leased
-from training.logs.writing import write_whole
 
 _FILE = "deployment.json"
 _SWAP = """
@@ -76,6 +75,8 @@ def claim(settings: Settings, lease: Lease) -> bytes:
         )
         data = msgspec.json.encode(made)
         lease.check()
+        from training.logs.writing import write_whole  # noqa: PLC0415 -- needs pyarrow, which a serving host lacks
+
         write_whole(settings.data_path / _FILE, data)
         if not client.eval(_SWAP, 1, names.DEPLOYMENT_KEY, seen, data):
             raise LeaseLostError(lease.step)  # another run claimed since we looked
