@@ -153,7 +153,7 @@ def evaluate(
     policy: Annotated[str, typer.Option(help="A policy that needs no model; on foreign logs: uniform, logged or column.")] = "",
     model: Annotated[str, typer.Option(help="A model version; the newest when no policy is named.")] = "",
     against: Annotated[str, typer.Option(help="Policy or version to compare with; the champion, else what was logged.")] = "",
-    logs: Annotated[Path | None, typer.Option(help="A foreign log instead: VW dsjson, Open Bandit, or a table (Parquet, CSV).")] = None,
+    logs: Annotated[Path | None, typer.Option(help="A foreign log instead: VW dsjson or text, Open Bandit, or a table.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Of a foreign log: COLUMN=VALUE, rows to keep; may be repeated.")] = None,
     reward_range: Annotated[str, typer.Option(help="Of a foreign log: least and most reward of a row, such as 0,1.")] = "0,1",
     report: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
@@ -167,7 +167,16 @@ def evaluate(
         from training.evaluation import foreign_logs
 
         settings = load_settings(settings_file) if settings_file.exists() else Settings()
-        found = foreign_logs.evaluate_file(logs, policy or "uniform", where or [], reward_range, settings.gate.gate())
+        with stderr.status("reading") as status:
+            found = foreign_logs.evaluate_file(
+                logs,
+                policy or "uniform",
+                where or [],
+                reward_range,
+                settings.gate.gate(),
+                tolerate=settings.intake.tolerate,
+                say=status.update,
+            )
     else:
         from training.evaluation import gate
 

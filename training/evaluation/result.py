@@ -42,7 +42,7 @@ class Evaluation:
     """The verdict on a target, and everything that it rests on.
 
     Values are reward per decision: {estimator: {value, low, high}}, 95 % intervals resampled by user. `lift` is relative to the
-    baseline, an interval that holds at every look.
+    baseline, an interval that holds at every look. `log` says of a foreign log how many rows it has, how many count, and why not all.
     """
 
     target: str
@@ -57,6 +57,7 @@ class Evaluation:
     diagnostics: dict[str, float]
     audit: dict[str, float]
     weights: list[float] = field(default_factory=list)
+    log: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluation_of(
@@ -129,4 +130,5 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             return [plain(held) for held in value]
         return None if isinstance(value, float) and not np.isfinite(value) else value
 
-    return {name: plain(getattr(evaluation, name)) for name in Evaluation.__dataclass_fields__}
+    content = {name: plain(getattr(evaluation, name)) for name in Evaluation.__dataclass_fields__}
+    return content if evaluation.log else {name: value for name, value in content.items() if name != "log"}

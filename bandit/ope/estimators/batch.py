@@ -61,7 +61,9 @@ class Batch:
         return np.bincount(self.row, values, len(self.queries)).astype(np.float64)
 
 
-def single_actions(logged: Floats, target: Floats, reward: Floats, users: Ints | None = None, **model: Floats) -> Batch:
+def single_actions(
+    logged: Floats, target: Floats, reward: Floats, users: Ints | None = None, importance: Floats | None = None, **model: Floats
+) -> Batch:
     """A plain log as a batch: one action a decision, with the probability that either policy gives it; every array (R,).
 
     Args:
@@ -69,6 +71,7 @@ def single_actions(logged: Floats, target: Floats, reward: Floats, users: Ints |
         target: probability of the same action under the target, within [0, 1].
         reward: what the action earned.
         users: bucket of each decision's user; each decision its own when None.
+        importance: how many decisions each stands for, of mean 1; 1 each when None.
         model: `direct` and `predicted`, for the estimators that need them.
 
     Raises: InvalidPropensityError naming the first bad row.
@@ -79,11 +82,12 @@ def single_actions(logged: Floats, target: Floats, reward: Floats, users: Ints |
         row = int(np.argmin((target >= 0.0) & (target <= 1.0)))
         raise InvalidPropensityError(row, f"the target's probability is {target[row]}, expected within [0, 1]")
     rows = np.arange(len(logged))
+    importance = np.ones(len(logged)) if importance is None else importance
     return Batch(
-        queries=np.ones(len(logged)),
+        queries=importance,
         users=rows % BUCKETS if users is None else users,
         row=rows,
-        weight=target / logged,
+        weight=importance * target / logged,
         draws=np.ones(len(logged)),
         reward=reward,
         **model,

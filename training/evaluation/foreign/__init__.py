@@ -1,0 +1,1 @@
+"""Reading logs that another service wrote: which rows count, which do not, and why."""
