@@ -18,7 +18,8 @@ from query_rewards import main
 from tests.conftest import Deployment
 from tests.open_bandit import FILE
 from training.evaluation.evaluate import LOGGED, DecisionFilter, Target, evaluate_log
-from training.evaluation.foreign_logs import evaluate_file, read_foreign
+from training.evaluation.foreign.read import read_foreign
+from training.evaluation.foreign_logs import evaluate_file
 from training.models.outcomes import OUTCOMES, outcomes_writer
 
 DSJSON = Path(__file__).parents[2] / "data" / "vowpal" / "decisionservice.json"
@@ -52,9 +53,9 @@ def test_t3_from_the_command_line_the_log_is_refused_with_status_3_and_its_effec
 
 def test_the_three_decisions_of_vowpal_wabbits_dsjson_test_are_read_with_their_probabilities():
     log = read_foreign(DSJSON)
-    np.testing.assert_allclose(log.probability, [0.8166667] * 3)
-    np.testing.assert_array_equal(log.reward, [1.0, 0.0, 1.0])
-    np.testing.assert_array_equal(log.actions, [12.0] * 3)
+    np.testing.assert_allclose(log.rows["probability"], [0.8166667] * 3)
+    np.testing.assert_array_equal(log.rows["reward"], [1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(log.rows["actions"], [12.0] * 3)
     found = evaluate_file(DSJSON, "uniform", [], "0,1", Gate())
     assert found.verdict == "cannot tell"
     assert found.values["ips"]["value"] == pytest.approx((2 / 12) / 0.8166667 / 3)
@@ -123,7 +124,7 @@ def test_duplicates_count_once_and_are_said_and_an_empty_log_is_an_error(tmp_pat
     file = plain(tmp_path, decision_id=[str(number // 2) for number in range(3000)])
     found = evaluate_file(file, "uniform", [], "0,1", Gate())
     assert found.decisions == 1500
-    assert found.notes == ["1,500 duplicates were left out"]
+    assert found.notes == ["1,500 of 3,000 rows were left out: a later copy of the same decision counts"]
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     with pytest.raises(EmptyLogError, match="foreign log"):
         evaluate_file(file, "uniform", [], "0,1", Gate())

@@ -46,7 +46,7 @@ def read_parquet(file: Path, conditions: Conditions, tally: Tally) -> Iterator[R
                 kept = conditions.mask(batch, file)
                 tally.leave(LEFT_OUT, int((~kept).sum()))
                 yield rows_of_columns(rows[kept], batch.filter(pa.array(kept)).column, layout, tally)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidTableError(str(file), f"not a readable Parquet file: {one_line(error)}") from error
 
 
