@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import feather
 
-from bandit.errors import EmptyLogError, InvalidTableError, InvalidValueError, QueryRewardsError
+from bandit.errors import EmptyLogError, InvalidTableError, InvalidValueError, QueryRewardsError, Status
 from bandit.ope.estimators.batch import BUCKETS
 from bandit.ope.gate import Gate
 from tests.open_bandit import FILE
-from training.cli import FAILED, NOT_PROMOTED, main
+from training.cli import main
 from training.evaluation.foreign.logged_rows import COPY, SKIPPED
 from training.evaluation.foreign.read import read_foreign
 from training.evaluation.foreign_logs import evaluate_file
@@ -525,12 +525,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 def test_the_command_says_what_it_took_and_what_it_left(run: Callable[..., tuple[int, str, str]], put: Put) -> None:
     file = put(lines([*EVENTS, *EVENTS[:5], event(1, EventId="s", _skipLearn=True)]))
     status, out, _ = run("--logs", file, "--policy", "logged", "--json")
-    assert status == NOT_PROMOTED
+    assert status == Status.NOT_PROMOTED
     assert json.loads(out)["log"] == {"format": "dsjson", "rows": 3006, "counted": 3000, "left_out": {COPY: 5, SKIPPED[1]: 1}}
     status, out, _ = run("--logs", file, "--policy", "logged")
     assert "log.counted" in out
     status, out, err = run("--logs", put(broken("percent", 40)))
-    assert (status, out, len(err.strip().splitlines())) == (FAILED, "", 1)
+    assert (status, out, len(err.strip().splitlines())) == (Status.FAILED, "", 1)
     assert "row 100: '70%' is not a number" in err
 
 
