@@ -24,8 +24,8 @@ from pyarrow import feather
 from bandit.errors import EmptyLogError, InvalidTableError, InvalidValueError, QueryRewardsError, Status
 from bandit.ope.estimators.batch import BUCKETS
 from bandit.ope.gate import Gate
+from query_rewards import main
 from tests.open_bandit import FILE
-from training.cli import main
 from training.evaluation.foreign.logged_rows import COPY, SKIPPED
 from training.evaluation.foreign.read import read_foreign
 from training.evaluation.foreign_logs import evaluate_file
