@@ -189,6 +189,17 @@ class LearnerError(QueryRewardsError, RuntimeError):
     """Vowpal Wabbit failed in its child process."""
 
 
+class ExportMismatchError(QueryRewardsError, RuntimeError):
+    """The exported weights do not predict what Vowpal Wabbit predicts: such a model is not registered."""
+
+    def __init__(self, difference: float, row: int, options: str) -> None:
+        self.difference, self.row, self.options = difference, row, options
+        super().__init__(
+            f"the exported weights predict {difference:.3g} else than Vowpal Wabbit (row {row} of the sample, options {options!r}): "
+            "the model is not kept"
+        )
+
+
 class NoModelError(QueryRewardsError, LookupError):
     """A verb takes the newest model, and the registry holds none."""
 
@@ -223,9 +234,9 @@ class TooFewRowsError(QueryRewardsError, RuntimeError):
 
     status = Status.NOT_PROMOTED
 
-    def __init__(self, rows: int, minimum: int) -> None:
-        self.rows, self.minimum = rows, minimum
-        super().__init__(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}")
+    def __init__(self, rows: int, minimum: int, why: str = "") -> None:
+        self.rows, self.minimum, self.why = rows, minimum, why
+        super().__init__(f"{rows} training rows with impressions, training.minimum_rows asks for {minimum}" + (why and f": {why}"))
 
 
 class NoComparisonError(QueryRewardsError, RuntimeError):

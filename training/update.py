@@ -21,7 +21,7 @@ from training.logs.archive import move_logs
 from training.models.join import join
 from training.models.promote import promote, repair
 from training.models.registry import ModelRegistry
-from training.models.train import candidate, hold_out, metrics_of, read_examples
+from training.models.train import candidate, metrics_of, read_examples, split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +50,11 @@ def update(settings: Settings, *, as_of: int) -> Updated:
         move_logs(settings)
         try:
             join(settings, as_of=as_of)
-            examples = read_examples(settings)
+            learned, held_out = split(settings, read_examples(settings))
         except (EmptyLogError, TooFewRowsError) as error:
             return Updated(version=None, reason=str(error))
         champion = registry.load(serving)
-        learned, held_out = hold_out(examples, settings.training.held_out)
-        if not len(learned) or champion.manifest.trained_until >= int(held_out.decided_at[0]):
+        if champion.manifest.trained_until >= int(held_out.decided_at[0]):
             return Updated(version=None, reason="the serving model has seen the newest rows: nothing to judge an update on")
         model = candidate(settings, learned, as_of=as_of)
         verdict = _judged(champion, model, held_out, settings.training.largest_update)

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bandit.errors import InvalidValueError, LearnerError
+from bandit.errors import ExportMismatchError, InvalidValueError, LearnerError
+from bandit.model.learner_options import refusal
+from bandit.model.linear import predictions
 from bandit.types import Floats, Floats32
 
 NAMESPACE = "c"
@@ -28,11 +30,14 @@ _BITS = 18
 _MASK = (1 << _BITS) - 1
 _DECIMALS = 12  # of costs and weights
 _CHUNK = 20_000  # lines formatted at once: bounds the memory of the text
+_SAMPLE_FILE = "sample.txt"
+_SAMPLE = 200  # rows on which the export is compared with Vowpal Wabbit's own predictions
+_TOLERANCE = 1e-6  # of their difference; where terms are large, what adding them in float32 may lose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """How to learn: `options` are Vowpal Wabbit's own, beside those that the export relies on.
+    """How to learn: `options` are Vowpal Wabbit's own, of those that `learner_options` lists.
 
     `--coin` needs no learning rate, and was best both in the drifting world and in the replay of the demo.
     """
@@ -40,6 +45,14 @@ class Learner:
     options: str = "--coin"
     seed: int = 1
     timeout_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse options that the exported weights cannot represent."""
+        problem = refusal(self.options)
+        if problem is not None:
+            raise InvalidValueError(
+                "learner options", expected="options that the exported weights represent: " + problem, received=self.options
+            )
 
     @property
     def arguments(self) -> list[str]:
@@ -59,8 +72,12 @@ def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]
 
     Returns: float32 (d + 1 + d(d+1)/2,): features, constant, products i <= j row by row.
 
-    Raises: InvalidValueError for numbers that would poison every weight; LearnerError when the child process fails.
+    Raises: InvalidValueError for numbers that would poison every weight, and names that the text format would split; LearnerError when the
+        child process fails; ExportMismatchError when the weights do not predict what Vowpal Wabbit predicts.
     """
+    for name in names:
+        if not name.isprintable() or any(character.isspace() or character in ":|" for character in name) or name in {"", "--"}:
+            raise InvalidValueError("feature name", expected="printable characters without blanks, ':' and '|'", received=name)
     for name, array in (("features", features), ("costs", costs), ("weights", weights)):
         if not np.isfinite(array).all():
             raise InvalidValueError(name, expected="finite numbers only", received=f"row {int(np.argwhere(~np.isfinite(array))[0][0])}")
@@ -68,11 +85,25 @@ def fit(features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]
         raise InvalidValueError("weights", expected="numbers above 0", received=f"row {int(np.argmin(weights))}")
     with tempfile.TemporaryDirectory(prefix="query-rewards-vw-") as folder:
         command = [sys.executable, "-m", "bandit.model.vowpal", folder, *names, "--", *learner.arguments]
+        sample = features[np.linspace(0, len(features) - 1, min(len(features), _SAMPLE)).astype(np.int64)]
+        write_lines(Path(folder) / _SAMPLE_FILE, sample, np.zeros(len(sample)), np.ones(len(sample)), names)
         _feed(command, _lines(features, costs, weights, names), learner.timeout_seconds)
         exported = np.load(Path(folder) / "weights.npy", allow_pickle=False)
+        predicted = np.load(Path(folder) / "predictions.npy", allow_pickle=False)
     if not np.isfinite(exported).all():
         raise LearnerError("Vowpal Wabbit learned weights that are not finite")
+    _compare(sample, exported, predicted, learner)
     return np.asarray(exported, np.float32)
+
+
+def _compare(sample: Floats32, exported: Floats32, predicted: Floats, learner: Learner) -> None:
+    difference = np.abs(predictions(sample, exported) - predicted)
+    rounding = len(exported) * 2.0**-24 * predictions(np.abs(sample), np.abs(exported))
+    allowed = np.maximum(_TOLERANCE, rounding)
+    bad = ~(difference <= allowed)
+    if bad.any():
+        row = int(np.argmax(np.where(bad, difference, 0.0)))
+        raise ExportMismatchError(float(difference[row]), row, learner.options)
 
 
 def write_lines(file: Path, features: Floats32, costs: Floats, weights: Floats, names: Sequence[str]) -> None:
@@ -152,8 +183,15 @@ def _child(folder: Path, names: Sequence[str], arguments: Sequence[str]) -> None
     rows.symlink_to("/dev/stdin")  # under a name of its own, beside which there is room for the cache of several passes
     workspace = Workspace(" ".join([*arguments, "-d", str(rows)]))
     exported = np.array([workspace.get_weight(place) for place in slots(workspace, names)], np.float32)
+    predicted = []
+    for line in (folder / _SAMPLE_FILE).read_text(encoding="utf-8").splitlines():
+        example = workspace.parse(line)
+        workspace.predict(example)
+        predicted.append(example.get_partial_prediction())  # before it is cut to the range of the costs seen
+        workspace.finish_example(example)
     workspace.finish()
     np.save(folder / "weights.npy", exported, allow_pickle=False)
+    np.save(folder / "predictions.npy", np.array(predicted, np.float64), allow_pickle=False)
 
 
 if __name__ == "__main__":

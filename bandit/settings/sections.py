@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bandit.errors import InvalidValueError
 from bandit.model.exploration import Exploration
+from bandit.model.learner_options import refusal
 from bandit.ope.gate import Gate
 from bandit.rewards.decay import HalfLives
 from bandit.rewards.scheme import RewardScheme
@@ -145,12 +146,20 @@ class TrainingSettings(_Section):
 
     window_days: float = Field(30.0, gt=0)
     minimum_rows: int = Field(1000, ge=1)  # drawn clusters with impressions; fewer: no candidate model
-    learner_options: str = "--coin"  # of Vowpal Wabbit, beside those that the export relies on
+    learner_options: str = "--coin"  # of Vowpal Wabbit, those that bandit.model.learner_options lists
     seed: int = 1
     timeout_seconds: float = Field(600.0, gt=0)
     every_seconds: float = Field(0.0, ge=0)  # between two small updates of `query-rewards learn`; 0: none
     held_out: float = Field(0.2, gt=0, lt=1)  # newest part of the rows: not learned from, but judged on by the gate
     largest_update: float = Field(0.05, gt=0)  # mean change of the predictions, reward per impression, that counts as small
+
+    @field_validator("learner_options")
+    @classmethod
+    def _representable(cls, options: str) -> str:
+        problem = refusal(options)
+        if problem is not None:
+            raise ValueError(problem)
+        return options
 
 
 class GateSettings(_Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import ibis
 import numpy as np
@@ -41,14 +42,15 @@ def train(settings: Settings, *, as_of: int) -> Trained:
 
     Where a gate is to judge the model, the newest rows are left alone (`training.held_out`): it is judged on what it has not seen.
 
-    Raises: EmptyLogError without a join, TooFewRowsError, LearnerError, LockHeldError, RegistryError, DependencyUnavailableError.
+    Raises: EmptyLogError without a join, TooFewRowsError, LearnerError, ExportMismatchError, LockHeldError, RegistryError,
+        DependencyUnavailableError.
     """
     with leased(settings.data_path, "train"):
         registry = ModelRegistry(settings)
         registry.add_kept()
         examples = read_examples(settings)
         if settings.gate.mode == "enforce":
-            examples, _ = hold_out(examples, settings.training.held_out)
+            examples, _ = split(settings, examples)
         model = candidate(settings, examples, as_of=as_of)
         metrics = metrics_of(model, examples)
         known = _newest(registry)
@@ -91,6 +93,21 @@ def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
     """Rows to learn from, and the newest `share` of the rows to judge by; a decision's rows stay together."""
     split = int(np.searchsorted(examples.decided_at, examples.decided_at[int((1.0 - share) * (len(examples) - 1))]))
     return examples.part(0, split), examples.part(split, len(examples))
+
+
+def split(settings: Settings, examples: Examples) -> tuple[Examples, Examples]:
+    """As `hold_out`, when enough rows are left to learn from.
+
+    Raises: TooFewRowsError.
+    """
+    learned, held_out = hold_out(examples, settings.training.held_out)
+    minimum = settings.training.minimum_rows
+    if len(learned) < minimum:
+        moment = datetime.fromtimestamp(int(held_out.decided_at[0]) / 1e6, UTC)
+        moments = "all of one moment, " if held_out.decided_at[0] == held_out.decided_at[-1] else "the first of "
+        why = f"the newest {len(held_out)} rows, {moments}{moment:%Y-%m-%d %H:%M:%S} UTC, are held out to judge by (training.held_out)"
+        raise TooFewRowsError(len(learned), minimum, why)
+    return learned, held_out
 
 
 def candidate(settings: Settings, examples: Examples, *, as_of: int) -> LinearModel:

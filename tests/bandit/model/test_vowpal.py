@@ -185,8 +185,8 @@ def test_a_child_that_takes_too_long_is_stopped(count):
 @rows
 def test_a_child_that_fails_is_a_learner_error_with_its_last_words(count):
     features, costs = world(count)
-    with pytest.raises(LearnerError, match="no_such_option"):
-        fit(features, costs, np.ones(count), NAMES, Learner(options="--no_such_option"))
+    with pytest.raises(LearnerError, match="cache"):
+        fit(features, costs, np.ones(count), NAMES, Learner(options="--passes 2"))  # which need a cache: -c
 
 
 def test_a_child_that_stops_reading_has_learned_what_it_read():

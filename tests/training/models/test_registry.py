@@ -42,9 +42,10 @@ def learning(learning: Deployment) -> Deployment:
     return learning.change(mode='"off"')
 
 
-def log(settings: Settings, decisions: int, *, start: int = 0) -> None:
+def log(settings: Settings, decisions: int, *, start: int = 0, moment: int | None = None) -> None:
     """Training rows: two a decision, each with one impression; what the first cluster's brought depends on its features."""
-    made = [decision(start + number, at=NOW - 2 * DAY + start + number, drawn=DRAWN) for number in range(decisions)]
+    times = [NOW - 2 * DAY + (start + number if moment is None else moment) for number in range(decisions)]
+    made = [decision(start + number, at=at, drawn=DRAWN) for number, at in enumerate(times)]
     events = []
     for one in made:
         for drawn_from, query in DRAWN:
@@ -190,6 +191,25 @@ def test_too_few_rows_are_no_candidate(learning: Deployment) -> None:
     with pytest.raises(TooFewRowsError, match=r"38 training rows with impressions, training\.minimum_rows asks for 40"):
         train(learning.settings, as_of=NOW)
     assert ModelRegistry(learning.settings).newest() is None
+
+
+def test_a_log_of_one_moment_leaves_nothing_to_learn_from(learning: Deployment) -> None:
+    settings = learning.change(mode='"enforce"').settings
+    log(settings, 50, moment=0)
+    with pytest.raises(
+        TooFewRowsError, match=r"^0 training rows .*the newest 100 rows, all of one moment, 2025-04-29 00:00:00 UTC, are held"
+    ):
+        train(settings, as_of=NOW)
+    assert ModelRegistry(settings).newest() is None
+
+
+def test_the_least_number_of_rows_is_asked_of_those_that_are_learned_from(learning: Deployment) -> None:
+    settings = learning.change(mode='"enforce"').settings
+    log(settings, 10)
+    log(settings, 40, start=10, moment=100)
+    with pytest.raises(TooFewRowsError, match=r"^20 training rows .*asks for 40: the newest 80 rows, all of one moment") as caught:
+        train(settings, as_of=NOW)
+    assert (caught.value.rows, caught.value.minimum) == (20, 40)
 
 
 def test_draws_without_impressions_are_no_rows(learning: Deployment) -> None:
