@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import hiredis
+from redis.exceptions import ResponseError
 
 from bandit.errors import InvalidValueError
 from bandit.policy.decide import Case, decide, decide_many
@@ -105,7 +105,7 @@ def selection_of(known: Known, outcome: Outcome, reply: Any) -> Selection:  # no
     """What the caller gets, once the log has replied (or could not be asked: Unavailable)."""
     if isinstance(outcome, Selection):
         return outcome
-    refused = isinstance(reply, Unavailable | hiredis.ReplyError)
+    refused = isinstance(reply, Unavailable | ResponseError)
     if refused:
         log.debug("decision not logged: %s", reply)
     reason = known.reason or (str(reply.error if isinstance(reply, Unavailable) else reply) if refused else "")

@@ -20,11 +20,10 @@ from serving.decision_log import append_command
 from serving.features.last_seen import ProfileCache, profile_of
 from serving.features.reader import FeatureReader
 from serving.modes import Existing, check_mode
-from serving.redis_io.address import Address
-from serving.redis_io.async_wire import AsyncWire
+from serving.redis_io.async_connections import AsyncConnections
 from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.connections import Connections
 from serving.redis_io.unavailable import Unavailable
-from serving.redis_io.wire import Wire
 from serving.request import Request, check_request
 from serving.selection import Selection
 from serving.served_model import ServedModel
@@ -50,10 +49,10 @@ class QuerySelector:
         self._decider, self._profiles = Decider(settings, model), ProfileCache(settings.serving.cached_profiles)
         self._deadline = settings.serving.deadline_ms / 1000.0
         patience = _PATIENCE_SHARE * self._deadline
-        address, connections = Address.of(settings.redis_url), settings.serving.connections
+        url, most = settings.redis_url, settings.serving.connections
         self.breaker = CircuitBreaker(failures=settings.serving.breaker_failures, pause=settings.serving.breaker_seconds)
-        self._wire = Wire(address, self.breaker, connections=connections, patience=patience)
-        self._async_wire = AsyncWire(address, self.breaker, in_flight=connections, patience=patience)
+        self._connections = Connections(url, self.breaker, most=most, patience=patience)
+        self._async_connections = AsyncConnections(url, self.breaker, in_flight=most, patience=patience)
         self.observer: Observer | None = None  # called with each selection and the seconds that it took
 
     @classmethod
@@ -82,7 +81,7 @@ class QuerySelector:
         """Stop watching for models, and disconnect. Every decision that was returned is in the log already."""
         self._model.close()
         self._reader.close()
-        self._wire.close()
+        self._connections.close()
 
     def refresh_model(self) -> str:
         """Take over a newly promoted model now instead of at the next look; returns the version that serves."""
@@ -128,7 +127,7 @@ class QuerySelector:
         Raises: InvalidValueError for k <= 0 or an empty user_id.
         """
         request = self._request(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
-        with self._wire.turn(*self._wait_until(request.started)) as turn:
+        with self._connections.turn(*self._wait_until(request.started)) as turn:
             (reply,) = turn.exchange([self._reader.command(user_id)], self._read_until(request), request.prepare)
             known = self._known(request, reply)
             outcome = self._decider.one(known)
@@ -150,7 +149,7 @@ class QuerySelector:
     ) -> Selection:
         """`select` for asyncio: the same decision, and nothing blocks the loop."""
         request = self._request(user_id, k, context, caps=caps, fallback=fallback, existing=existing, now=now, seed=seed)
-        async with self._async_wire.turn(*self._wait_until(request.started)) as turn:
+        async with self._async_connections.turn(*self._wait_until(request.started)) as turn:
             (reply,) = await turn.exchange([self._reader.command(user_id)], self._read_until(request))
             known = self._known(request, reply)
             outcome = self._decider.one(known)
@@ -160,7 +159,7 @@ class QuerySelector:
 
     async def close_async(self) -> None:
         """`close`, from the loop that `select_async` was called on."""
-        self._async_wire.close()
+        self._async_connections.close()
         self.close()
 
     def select_many(
@@ -215,7 +214,7 @@ class QuerySelector:
         commands += [self._reader.command(request.user_id) for request in asked]
         outcomes: list[Outcome] = []
         now = time.monotonic()
-        with self._wire.turn(*self._wait_until(now)) as turn:
+        with self._connections.turn(*self._wait_until(now)) as turn:
             replies = turn.exchange(commands, now + _LOG_SHARE * self._deadline, lambda: outcomes.extend(self._decider.many(known)))
         answers = iter(replies)
         logged = [before.unavailable if decision is None else next(answers) for (before, _), decision in zip(decided, to_log, strict=True)]

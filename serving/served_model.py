@@ -10,6 +10,7 @@ import redis
 
 from bandit.model.linear_model import LinearModel, model_from_bytes
 from feature_repo import names
+from serving.after_fork import renew_after_fork
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,15 @@ class ServedModel:
         self._away = False
         self._stop = threading.Event()
         self.refresh()
-        self._thread = threading.Thread(target=self._watch, name="query-rewards-model", daemon=True)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Watch in this process: a thread of the parent's does not come along."""
+        if self._stop.is_set():
+            return
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(self._stop,), name="query-rewards-model", daemon=True)
         self._thread.start()
 
     def refresh(self) -> None:
@@ -67,6 +76,6 @@ class ServedModel:
         self._thread.join()
         self._client.close()
 
-    def _watch(self) -> None:
-        while not self._stop.wait(self._poll_seconds):
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(self._poll_seconds):
             self.refresh()

@@ -27,6 +27,11 @@ class SlowProxy:
     def url(self) -> str:
         return urlunsplit(self._parts._replace(netloc=f"127.0.0.1:{self._port}"))
 
+    def lead_to(self, url: str) -> None:
+        """New connections go to another server, as behind a name that moved."""
+        parts = urlsplit(url)
+        self._target = (parts.hostname, parts.port)
+
     def _run(self) -> None:
         async def start() -> asyncio.Server:
             server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=4096)

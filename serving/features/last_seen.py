@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bandit.types import ClusterRewards, Profile
+from serving.after_fork import renew_after_fork
 
 Row: TypeAlias = tuple[Profile | None, ClusterRewards | None]
 
@@ -20,8 +21,13 @@ class ProfileCache:
     def __init__(self, bound: int) -> None:
         """Remember this many users, 0 for none."""
         self._bound = bound
-        self._lock = threading.Lock()
+        self.after_fork()
+        renew_after_fork(self)
         self._rows: OrderedDict[str, Row] = OrderedDict()
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
 
     def keep(self, user_id: str, row: Row) -> None:
         """Remember a row, and forget who was not seen for longest."""

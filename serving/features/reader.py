@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hiredis
 import numpy as np
 from google.protobuf.message import DecodeError
+from redis.exceptions import ResponseError
 
 from bandit.errors import FeatureStoreError, InvalidValueError
 from bandit.types import SUM_NAMES, ClusterRewards, Profile, Sums
 from feature_repo import names
-from feature_repo.connection import connect
+from feature_repo.connection import connect, translated
 from serving.features.feast_format import ReadCommand, doubles, field_name, integer, integers, lazy_strings, project_of, strings
 from serving.features.last_seen import Row
-from serving.redis_io.address import Address
-from serving.redis_io.breaker import CircuitBreaker
 from serving.redis_io.unavailable import Unavailable
-from serving.redis_io.wire import Wire
 
 _DECODERS: dict[str, Callable[[bytes], Any]] = {"int64": integer, "int64[]": integers, "float64[]": doubles, "string[]": strings}
 _LAZY: dict[str, Callable[[bytes], Any]] = {names.QUERY_ITEMS: lazy_strings}  # some hundreds: strings are made of those that are drawn
@@ -43,18 +39,17 @@ class FeatureReader:
         Raises: FeatureStoreError when the definitions were never applied, DependencyUnavailableError when Redis does not answer.
         """
         views = names.USER_CLUSTERS, names.CLUSTER_REWARDS
-        fields = [field_name(view, feature) for view in views for feature in names.columns(view)]
-        self._command = ReadCommand(project_of(folder.resolve(), views), fields)
-        self._timeout = timeout
-        self._wire = Wire(Address.of(redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=timeout)
-        connect(redis_url, timeout=timeout)
+        self._fields = [field_name(view, feature) for view in views for feature in names.columns(view)]
+        self._command = ReadCommand(project_of(folder.resolve(), views), self._fields)
+        self._url, self._client = redis_url, connect(redis_url, timeout=timeout)
 
     def read(self, user_id: str) -> Row:
         """Profile and rewards of a user; None for a view that has no row of the user.
 
         Raises: DependencyUnavailableError, FeatureStoreError for a row whose arrays do not fit each other.
         """
-        row = self.row(user_id, self._wire.exchange(self.command(user_id), time.monotonic() + self._timeout))
+        with translated(self._url):
+            row = self.row(user_id, self._client.hmget(self._command.key(user_id), self._fields))
         if isinstance(row, Unavailable):
             raise row.error
         return row
@@ -67,7 +62,7 @@ class FeatureReader:
         """What the reply to `command` says; Unavailable for a refusal, and for a row whose arrays do not fit each other."""
         if isinstance(reply, Unavailable):
             return reply
-        if isinstance(reply, hiredis.ReplyError):
+        if isinstance(reply, ResponseError):
             return Unavailable(FeatureStoreError(f"row of user {user_id!r}: {reply}"))
         try:
             clusters, rewards = reply[: len(_CLUSTERS)], reply[len(_CLUSTERS) :]
@@ -79,8 +74,8 @@ class FeatureReader:
             return Unavailable(FeatureStoreError(f"row of user {user_id!r}: {error}"))
 
     def close(self) -> None:
-        """Close the connection of `read`."""
-        self._wire.close()
+        """Close the connections of `read`."""
+        self._client.close()
 
 
 def _profile(row: list[bytes]) -> Profile:

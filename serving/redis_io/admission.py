@@ -1,7 +1,10 @@
-"""Turns: so many callers at once, the others in the order in which they came, and those who would be too late turned away early.
+"""Admission: a bounded number of callers at once, the others in the order in which they came, and those too late turned away early.
 
-Hundreds of threads that wake at one moment take the interpreter from each other for longer than all that they have to do takes. So callers
-give up at moments of their own, and whoever must do without a turn does so one at a time.
+If hundreds of waiting threads time out at once, they contend for the interpreter's lock. So they time out one by one, and a caller that
+is turned away is alone with its answer.
+
+An exception may hit a caller anywhere, also between being admitted and being told so. So what counts as a place in use is a ticket that
+somebody still has: a place whose ticket is gone is free, however it went.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import enum
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
+
+from serving.after_fork import renew_after_fork
 
 # Between two who give up, about what one of them then needs for its answer. Those who are served follow each other hardly closer than that,
 # so the queue moves on in time for all who can be served.
@@ -20,92 +26,116 @@ APART_SECONDS = 0.0004
 class Place(enum.Enum):
     """What came of waiting."""
 
-    TURN = enum.auto()
-    AWAY = enum.auto()  # do without a turn, alone
+    ADMITTED = enum.auto()
+    ALONE = enum.auto()  # turned away, alone
     HURRIED = enum.auto()  # the same, and others would be late if it took long
     LATE = enum.auto()  # there was not even time to be alone
 
 
-class Turns:
+class Ticket:
+    """A caller: it waits for a turn until `until`, and must be let go at `deadline`; `place` is what came of waiting."""
+
+    __slots__ = ("__weakref__", "called", "deadline", "number", "place", "until")
+
+    def __init__(self, until: float, deadline: float) -> None:
+        """Both on the clock of time.monotonic."""
+        self.until, self.deadline, self.number = until, deadline, 0
+        self.place: Place | None = None
+        self.called = threading.Lock()
+        self.called.acquire()
+
+
+class Admission:
     """At most so many callers at once; for all threads.
 
-    Whoever is at the end of the queue gives up first, early enough for those before it to do so one after the other until their time.
+    The caller at the end of the queue gives up first, early enough for those before it to do so one after the other until their time.
     """
 
     def __init__(self, most: int, closed: Callable[[], bool]) -> None:
         """So many turns, and none while it is `closed`."""
-        self._free, self._closed = most, closed
+        self._most, self._closed = most, closed
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Nobody is here: the callers were threads of the parent."""
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[_Waiter, None] = OrderedDict()
+        self._admitted: dict[int, weakref.ref[Ticket]] = {}
+        self._alone: weakref.ref[Ticket] | None = None
+        self._waiting: OrderedDict[Ticket, None] = OrderedDict()
         self._called = 0  # of those who waited
-        self._gave_up: deque[_Waiter] = deque()  # they wait to be alone
-        self._somebody_away = False
+        self._gave_up: deque[Ticket] = deque()  # they wait to be alone
 
-    def take(self, until: float, deadline: float) -> Place:
-        """Wait for a turn until then at most, and if there is none, to be alone; to be given back.
+    @property
+    def free(self) -> int:
+        """Turns that nobody has."""
+        if len(self._admitted) >= self._most:
+            for key, ticket in list(self._admitted.items()):
+                if ticket() is None:
+                    self._admitted.pop(key, None)
+        return self._most - len(self._admitted)
 
-        Both are on the clock of time.monotonic, and a caller that gets neither is let go at its deadline.
-        """
-        with self._lock:
-            if self._free and not self._closed():
-                self._free -= 1
-                return Place.TURN
-            waiter = _Waiter(until, deadline, self._called + len(self._waiting))
-            self._waiting[waiter] = None
+    def take(self, ticket: Ticket) -> None:
+        """Wait for a turn, and if there is none, to be alone; to be given back. A caller that gets neither is let go at its deadline."""
         try:
-            while waiter.place is None:
-                now = time.monotonic()
-                if not (left := self._limit(waiter) - now) > 0.0:
-                    self._give_up(waiter, now)
-                    left = max(deadline - now, 0.0)
-                if waiter.place is None:
-                    waiter.called.acquire(timeout=left)
-        except BaseException:  # an interrupt while waiting
             with self._lock:
-                if waiter.place is None:
-                    self._let_go(waiter, Place.LATE)
-            self.give_back(waiter.place or Place.LATE)
+                if self.free and not self._closed():
+                    self._admit(ticket)
+                    return
+                ticket.number = self._called + len(self._waiting)
+                self._waiting[ticket] = None
+            while ticket.place is None:
+                now = time.monotonic()
+                if not (left := self._limit(ticket) - now) > 0.0:
+                    self._give_up(ticket, now)
+                    left = max(ticket.deadline - now, 0.0)
+                if ticket.place is None:
+                    ticket.called.acquire(timeout=left)
+        except BaseException:  # an interrupt while waiting
+            self.give_back(ticket)
             raise
-        return waiter.place
 
-    def give_back(self, place: Place) -> None:
-        """The next one's turn."""
-        if place is Place.LATE:
-            return
+    def give_back(self, ticket: Ticket) -> None:
+        """The next one's turn. To give back what is not had, or twice, changes nothing."""
         with self._lock:
-            if place is Place.TURN:
-                self._free += 1
-            else:
-                self._somebody_away = False
+            self._waiting.pop(ticket, None)
+            was_alone = self._alone is not None and self._alone() is ticket
+            if was_alone:
+                self._alone = None
+            self._admitted.pop(id(ticket), None)
+            ticket.place = ticket.place or Place.LATE
             if self._waiting or self._gave_up:
-                self._call(time.monotonic(), alone=place is not Place.TURN)
+                self._call(time.monotonic(), alone=was_alone)
 
-    def _limit(self, waiter: _Waiter) -> float:
+    @property
+    def _somebody_alone(self) -> bool:
+        return self._alone is not None and self._alone() is not None
+
+    def _limit(self, ticket: Ticket) -> float:
         """When it gives up, as the queue stands."""
-        return 0.0 if self._closed() else waiter.until - APART_SECONDS * (waiter.number - self._called)
+        return 0.0 if self._closed() else ticket.until - APART_SECONDS * (ticket.number - self._called)
 
-    def _give_up(self, waiter: _Waiter, now: float) -> None:
+    def _give_up(self, ticket: Ticket, now: float) -> None:
         with self._lock:
-            if waiter.place is not None:
+            if ticket.place is not None:
                 return
-            if not self._somebody_away:
-                self._let_be_alone(waiter, now)
-            elif now >= waiter.deadline or self._hurried(waiter, now):
-                self._let_go(waiter, Place.LATE)
-            elif waiter in self._waiting:
-                del self._waiting[waiter]
-                self._gave_up.append(waiter)
+            if not self._somebody_alone:
+                self._let_be_alone(ticket, now)
+            elif now >= ticket.deadline or self._hurried(ticket, now):
+                self._let_go(ticket, Place.LATE)
+            elif ticket in self._waiting:
+                del self._waiting[ticket]
+                self._gave_up.append(ticket)
 
     def _call(self, now: float, *, alone: bool) -> None:
         """Those whose turn it is, and the next one to be alone."""
-        while self._free and self._waiting and not self._closed():
-            self._free -= 1
+        while self._waiting and not self._closed() and self.free:
             self._called += 1
-            self._let_go(next(iter(self._waiting)), Place.TURN)
-        while self._gave_up and not self._somebody_away:
-            if (waiter := self._gave_up.popleft()).place is None:
-                self._let_be_alone(waiter, now)
-        if not self._waiting or self._somebody_away:
+            self._admit(next(iter(self._waiting)))
+        while self._gave_up and not self._somebody_alone:
+            if (ticket := self._gave_up.popleft()).place is None:
+                self._let_be_alone(ticket, now)
+        if not self._waiting or self._somebody_alone:
             return
         if self._closed():
             self._let_be_alone(next(iter(self._waiting)), now)
@@ -114,28 +144,20 @@ class Turns:
             if self._limit(last) - now < 0.5 * (last.deadline - last.until):
                 self._let_be_alone(last, now)
 
-    def _hurried(self, waiter: _Waiter, now: float) -> bool:
+    def _hurried(self, ticket: Ticket, now: float) -> bool:
         """Whether those who will have to be alone after this one would be late if it took its time."""
-        others = len(self._waiting) + len(self._gave_up) if self._closed() else waiter.number - self._called
-        return waiter.deadline - now < APART_SECONDS * others
+        others = len(self._waiting) + len(self._gave_up) if self._closed() else ticket.number - self._called
+        return ticket.deadline - now < APART_SECONDS * others
 
-    def _let_be_alone(self, waiter: _Waiter, now: float) -> None:
-        self._somebody_away = True
-        self._let_go(waiter, Place.HURRIED if self._hurried(waiter, now) else Place.AWAY)
+    def _let_be_alone(self, ticket: Ticket, now: float) -> None:
+        self._alone = weakref.ref(ticket)
+        self._let_go(ticket, Place.HURRIED if self._hurried(ticket, now) else Place.ALONE)
 
-    def _let_go(self, waiter: _Waiter, place: Place) -> None:
-        self._waiting.pop(waiter, None)
-        waiter.place = place
-        waiter.called.release()
+    def _admit(self, ticket: Ticket) -> None:
+        self._admitted[id(ticket)] = weakref.ref(ticket)
+        self._let_go(ticket, Place.ADMITTED)
 
-
-class _Waiter:
-    """A caller in the queue, the `number`-th that ever was, and what it was let go with."""
-
-    __slots__ = ("called", "deadline", "number", "place", "until")
-
-    def __init__(self, until: float, deadline: float, number: int) -> None:
-        self.until, self.deadline, self.number = until, deadline, number
-        self.place: Place | None = None
-        self.called = threading.Lock()
-        self.called.acquire()
+    def _let_go(self, ticket: Ticket, place: Place) -> None:
+        self._waiting.pop(ticket, None)
+        ticket.place = place
+        ticket.called.release()

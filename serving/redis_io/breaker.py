@@ -7,7 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from serving.after_fork import renew_after_fork
+
 log = logging.getLogger(__name__)
+
+_WHOLE = 0.8  # of the patience, that Redis must have had for its silence to count
+_LATE = 0.2  # of the patience; a process that wakes later is busy itself
 
 
 class CircuitBreaker:
@@ -17,7 +22,8 @@ class CircuitBreaker:
         """Open after this many failures in a row, for `pause` seconds."""
         self._most, self._pause, self._clock = failures, pause, clock
         self._lock = threading.Lock()
-        self._failures = 0.0
+        self._failures = 0
+        renew_after_fork(self)
         self._opened_at: float | None = None  # when it opened, or last let somebody try; None while closed
 
     @property
@@ -51,14 +57,29 @@ class CircuitBreaker:
         with self._lock:
             if self._opened_at is not None:
                 log.warning("Redis answers again")
-            self._failures, self._opened_at = 0.0, None
+            self._failures, self._opened_at = 0, None
 
-    def failed(self, share: float = 1.0) -> None:
-        """Redis did not answer, or not in time; `share` of a failure, in (0, 1], when it was not given all the time that it may take."""
+    def failed(self) -> None:
+        """Redis refused, or did not answer although it had all the time that it may take (`was_patient`)."""
         with self._lock:
-            self._failures += share
+            self._failures += 1
             if self._failures < self._most:
                 return
             if self._opened_at is None:
                 log.warning("Redis failed %d times in a row: left alone for %g s at a time", self._failures, self._pause)
             self._opened_at = self._clock()
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+
+def was_patient(asked: float, until: float, patience: float) -> bool:
+    """Whether Redis had its time, and this process did not wake so late that it may have missed the answer.
+
+    Args:
+        asked: when everything was sent, on the clock of time.monotonic.
+        until: when waiting was to end.
+        patience: seconds that Redis may take.
+    """
+    return until - asked >= _WHOLE * patience and time.monotonic() - until <= _LATE * patience

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
-from serving.redis_io.breaker import CircuitBreaker
+from serving.redis_io.breaker import CircuitBreaker, was_patient
 
 
 class Clock:
@@ -37,12 +38,11 @@ def test_it_opens_after_failures_in_a_row_only(breaker):
     assert (breaker.is_open, breaker.allows()) == (True, False)
 
 
-def test_a_failure_that_was_given_less_time_counts_for_less(breaker):
-    for _ in range(5):
-        breaker.failed(0.5)
-    assert not breaker.is_open
-    breaker.failed(0.5)
-    assert breaker.is_open
+def test_silence_counts_only_when_redis_had_its_time_and_we_woke_in_time():
+    now = time.monotonic()
+    assert was_patient(now - 1.0, now, 1.0)
+    assert not was_patient(now - 0.5, now, 1.0)  # the caller's own time was up
+    assert not was_patient(now - 2.0, now - 1.0, 1.0)  # this process slept on
 
 
 def test_after_the_pause_one_caller_tries_and_its_success_lets_all_in(breaker, clock):

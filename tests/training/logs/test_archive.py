@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +23,8 @@ from feature_repo.connection import client_of
 from feature_repo.partitions import partition
 from serving.decision_log import append_command
 from serving.feedback_log import FeedbackLog
-from serving.redis_io.address import Address
 from serving.redis_io.breaker import CircuitBreaker
-from serving.redis_io.wire import Wire
+from serving.redis_io.connections import Connections
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, write_feedback
 from training.features.fold import fold
@@ -41,11 +39,10 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 
 def log(settings: Settings, decisions: list[Decision]) -> None:
     """Log as serving does."""
-    wire = Wire(Address.of(settings.redis_url), CircuitBreaker(failures=1, pause=0.0), connections=1, patience=5.0)
-    with wire.turn(math.inf, math.inf) as turn:
-        assert all(
-            isinstance(reply, bytes) for reply in turn.exchange([append_command(made) for made in decisions], time.monotonic() + 5.0)
-        )
+    wire = Connections(settings.redis_url, CircuitBreaker(failures=1, pause=0.0), most=1, patience=5.0)
+    commands, now = [append_command(made) for made in decisions], time.monotonic()
+    with wire.turn(now + 5.0, now + 5.0) as turn:
+        assert all(isinstance(reply, bytes) for reply in turn.exchange(commands, now + 5.0))
     wire.close()
 
 
