@@ -12,6 +12,7 @@ from benchmarks.result import Result
 from benchmarks.timing import interleaved, microseconds
 from benchmarks.world import NOW, K, World, served_world
 from feature_repo import names
+from feature_repo.keys import Keys
 from serving import QuerySelector
 from serving.features.feast_format import ReadCommand, field_name
 
@@ -27,7 +28,7 @@ def floor_of(world: World, selector: QuerySelector, user: str = USER) -> list[ob
     fields = [field_name(view, name) for view in names.VIEWS for name in names.columns(view)]
     key = ReadCommand(names.PROJECT, ()).key(user)
     selector.select(user, K, now=NOW, seed=0)
-    (stream,) = client.scan_iter(names.DECISIONS_KEY.replace("%d", "*"))
+    (stream,) = client.scan_iter(Keys(names.PROJECT).every_partition.decisions)
     record = client.xrevrange(stream, count=1)[0][1][names.RECORD_FIELD.encode()]
 
     def floor(_: int) -> None:

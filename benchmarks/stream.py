@@ -29,6 +29,7 @@ from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from benchmarks.result import Result
 from feature_repo import names
 from feature_repo.connection import connect
+from feature_repo.keys import PARTITIONS, Keys
 from serving import FeedbackLog, QuerySelector
 from training.deployment import create
 from training.features.feature_store import materialize, online_rows
@@ -151,8 +152,8 @@ def throughput(folder: Path, url: str, other: str) -> None:
         steps = [step for step in client.steps if step]
         rates.append(folded / seconds)
         ratios.append(floor(copy, steps) / seconds)
-        for partition in range(names.PARTITIONS):
-            copy.delete(names.FEEDBACK_KEY % partition)
+        for partition in range(PARTITIONS):
+            copy.delete(Keys(names.PROJECT).partition(partition).feedback)
         print(f"round {number + 1} of {ROUNDS}: {rates[-1]:,.0f} events/s, {ratios[-1]:.2f} of the floor", file=sys.stderr)
     consumer.close()
     detail = {"users": USERS, "clusters_per_user": CLUSTERS, "events_per_round": EVENTS, "events_per_s": rates, "of_floor": ratios}
@@ -205,7 +206,7 @@ def running(folder: Path) -> Iterator[None]:
     client = connect(load_settings(folder / DEFAULT_FILE).redis_url)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            while not all(client.exists(names.STATE_KEY % partition) for partition in range(names.PARTITIONS)):
+            while not all(client.exists(Keys(names.PROJECT).partition(partition).state) for partition in range(PARTITIONS)):
                 if process.poll() is not None:
                     raise RuntimeError("the consumer did not start")
                 time.sleep(0.1)

@@ -22,6 +22,7 @@ from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
 from bandit.settings.load import DEFAULT_FILE, load_settings
 from feature_repo import names
+from feature_repo.keys import Keys
 from training.deployment import create
 from training.local_redis import URL_VARIABLE, local_redis
 from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
@@ -65,9 +66,9 @@ def _fill(folder: Path, url: str, users: dict[str, int]) -> None:
     materialize(settings, until=NOW)
     with redis.Redis.from_url(url) as client:
         model = random_model(rng)
-        digest = sha256(model.to_bytes())
-        client.set(names.MODEL_KEY % digest, model.to_bytes())
-        client.set(names.CHAMPION_KEY, msgspec.msgpack.encode({"version": "1", "sha256": digest}))
+        digest, keys = sha256(model.to_bytes()), Keys.of(repository)
+        client.set(keys.model(digest), model.to_bytes())
+        client.set(keys.champion, msgspec.msgpack.encode({"version": "1", "sha256": digest}))
 
 
 def _rows(user: str, n: int, rng: np.random.Generator, stamp: datetime) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,8 +21,8 @@ from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from bandit.types import MICROSECONDS_PER_DAY
 from examples import recipes
 from examples.recipes import HERO, QUERIES, USERS, Round
-from feature_repo import names
 from feature_repo.connection import connect
+from feature_repo.keys import PARTITIONS, Keys
 from serving import FeedbackLog, QuerySelector
 from training.clustering.cluster import cluster
 from training.deployment import create
@@ -85,11 +85,12 @@ def _last_week(folder: Path, redis_url: str, policy: str, start: int, rng: np.ra
 @contextlib.contextmanager
 def _stream(folder: Path, settings: Settings) -> Iterator[None]:
     """`query-rewards stream` in a process of its own, from when it owns every partition."""
-    client = connect(settings.redis_url)
+    client, keys = connect(settings.redis_url), Keys.of(settings.feature_repo_path)
+    states = [keys.partition(number).state for number in range(PARTITIONS)]
     command = [sys.executable, "-W", "ignore", "-m", "query_rewards", "stream", "--settings", str(folder / DEFAULT_FILE)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603 -- our own module
         try:
-            _until(lambda: client.exists(*(names.STATE_KEY % number for number in range(names.PARTITIONS))) == names.PARTITIONS, process)
+            _until(lambda: client.exists(*states) == len(states), process)
             yield
         finally:
             process.terminate()

@@ -1,4 +1,4 @@
-"""Names that both sides of the loop must agree on: Feast's views and features, Redis' keys. Plain data only."""
+"""Names that both sides of the loop must agree on: Feast's views and features, fields in Redis. Plain data only."""
 
 from typing import NamedTuple
 
@@ -75,22 +75,6 @@ def columns(view: str) -> list[str]:
 USER_CLUSTERS_PATH = "data/user_clusters.parquet"
 CLUSTER_REWARDS_PATH = "data/cluster_rewards"
 
-# Redis. A stream is one key, so both logs are spread over partitions by user (feature_repo/partitions.py), fixed for ever. The braces
-# put all keys of a partition into one hash slot, so that one Lua step may change them together.
-PARTITIONS = 256
-DECISIONS_KEY = "qr:{%d}:decisions"
-FEEDBACK_KEY = "qr:{%d}:feedback"
 RECORD_FIELD = "r"  # of a stream's entry: a Decision or a Feedback
 LINEAGE_FIELD = "l"  # of an entry of the feedback stream: a Reclustering
-FENCE_KEY = "qr:{%d}:fence"  # number of the newest owner of a partition; never goes back
-LEASE_KEY = "qr:{%d}:lease"  # who owns a partition, until it expires
-STATE_KEY = "qr:{%d}:state"  # hash: number of commits, position in both streams, what the sums were made with
-DIRTY_KEY = "qr:{%d}:dirty"  # users of the last commit: their rows in the online store may be behind their sums
-SEEN_KEY = "qr:{%d}:seen:%d"  # set of event ids, by time of arrival
-SUMS_KEY = "qr:{%d}:sums:%s"  # decayed sums of a user
-DEAD_LETTERS_KEY = "qr:{%d}:dead_letters"
-WORKERS_KEY = "qr:stream:workers"
 ROW_VERSION_FIELD = "_qr:version"  # of a user's row in the online store: which commit wrote it
-CHAMPION_KEY = "qr:model:champion"
-MODEL_KEY = "qr:model:%s"
-DEPLOYMENT_KEY = "qr:deployment"  # which data folder writes here (training/claim.py)

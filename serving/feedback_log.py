@@ -20,7 +20,7 @@ from bandit.rewards.feedback import DECODE_ERRORS, MAX_RECORD_BYTES, FeedbackVal
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from feature_repo.connection import away, client_of
-from feature_repo.partitions import partition
+from feature_repo.keys import Keys
 
 _AT_ONCE = 1000  # entries of one pipeline
 _PAUSE_SECONDS = 0.02  # between two looks at a full backlog
@@ -59,7 +59,7 @@ class FeedbackLog:
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
         """Write through this client, which must not retry by itself (`feature_repo.connection.client_of`)."""
-        self._client, self._url = client, settings.redis_url
+        self._client, self._url, self._keys = client, settings.redis_url, Keys.of(settings.feature_repo_path)
         self._validator: FeedbackValidator = settings.feedback_validator()
         self._limit = settings.stream.max_backlog
         self._durability: str | None = None
@@ -102,7 +102,7 @@ class FeedbackLog:
             if isinstance(event, str) or reason:
                 refused.append(Refused(index=index, event_id=_id_of(given), reason=reason))
             else:
-                taken.append((names.FEEDBACK_KEY % partition(event.user_id), _encoder.encode(event)))
+                taken.append((self._keys.of_user(event.user_id).feedback, _encoder.encode(event)))
         if not taken:
             return Recorded(accepted=0, durable=0, refused=refused)
         try:

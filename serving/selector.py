@@ -15,6 +15,7 @@ from bandit.policy import quotas
 from bandit.records import Decision
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo.connection import client_of
+from feature_repo.keys import Keys
 from serving.decider import Decider, Known, Outcome, selection_of
 from serving.decision_log import append_command
 from serving.features.last_seen import ProfileCache, profile_of
@@ -46,6 +47,7 @@ class QuerySelector:
     def __init__(self, settings: Settings, reader: FeatureReader, model: ServedModel) -> None:
         """Put together from its parts; `QuerySelector.open` makes them from the settings file."""
         self._settings, self._reader, self._model = settings, reader, model
+        self.keys = Keys.of(settings.feature_repo_path)
         self._decider, self._profiles = Decider(settings, model), ProfileCache(settings.serving.cached_profiles)
         self._deadline = settings.serving.deadline_ms / 1000.0
         patience = _PATIENCE_SHARE * self._deadline
@@ -67,7 +69,9 @@ class QuerySelector:
         timeout = settings.serving.deadline_ms / 1000.0
         reader = FeatureReader(settings.feature_repo_path, settings.redis_url, timeout=timeout)
         client = client_of(settings.redis_url, timeout=timeout)
-        return cls(settings, reader, ServedModel(client, poll_seconds=settings.serving.model_poll_seconds))
+        return cls(
+            settings, reader, ServedModel(client, Keys.of(settings.feature_repo_path), poll_seconds=settings.serving.model_poll_seconds)
+        )
 
     def __enter__(self) -> Self:
         """Nothing to do: an open selector is ready."""
@@ -132,7 +136,7 @@ class QuerySelector:
             known = self._known(request, reply)
             outcome = self._decider.one(known)
             if isinstance(outcome, Decision) and known.reachable:
-                (reply,) = turn.exchange([append_command(outcome)], self._log_until(request))
+                (reply,) = turn.exchange([append_command(outcome, self.keys)], self._log_until(request))
         return self._done(request, selection_of(known, outcome, reply))
 
     async def select_async(
@@ -154,7 +158,7 @@ class QuerySelector:
             known = self._known(request, reply)
             outcome = self._decider.one(known)
             if isinstance(outcome, Decision) and known.reachable:
-                (reply,) = await turn.exchange([append_command(outcome)], self._log_until(request))
+                (reply,) = await turn.exchange([append_command(outcome, self.keys)], self._log_until(request))
         return self._done(request, selection_of(known, outcome, reply))
 
     async def close_async(self) -> None:
@@ -210,7 +214,7 @@ class QuerySelector:
         Returns: a reply for each that was decided (None where there is nothing to log) and for each who asked; the new outcomes.
         """
         to_log = [outcome if isinstance(outcome, Decision) and before.reachable else None for before, outcome in decided]
-        commands = [append_command(decision) for decision in to_log if decision is not None]
+        commands = [append_command(decision, self.keys) for decision in to_log if decision is not None]
         commands += [self._reader.command(request.user_id) for request in asked]
         outcomes: list[Outcome] = []
         now = time.monotonic()

@@ -9,7 +9,7 @@ import msgspec
 import redis
 
 from bandit.model.linear_model import LinearModel, model_from_bytes
-from feature_repo import names
+from feature_repo.keys import Keys
 from serving.after_fork import renew_after_fork
 
 log = logging.getLogger(__name__)
@@ -21,9 +21,9 @@ class ServedModel:
     `current` is (version, model), replaced as a whole, or None while no model was ever promoted.
     """
 
-    def __init__(self, client: redis.Redis, *, poll_seconds: float) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, *, poll_seconds: float) -> None:
         """Look once now, then every `poll_seconds`."""
-        self._client, self._poll_seconds = client, poll_seconds
+        self._client, self._keys, self._poll_seconds = client, keys, poll_seconds
         self.current: tuple[str, LinearModel] | None = None
         self._pointer: bytes | None = None  # what `current` was read from
         self._refused: bytes | None = None  # what was said to be unusable; it is looked at again, for it may be handed over again
@@ -56,12 +56,12 @@ class ServedModel:
 
     def _look(self) -> None:
         """A model that cannot be used is refused, with one log line."""
-        pointer = self._client.get(names.CHAMPION_KEY)
+        pointer = self._client.get(self._keys.champion)
         if pointer is None or pointer == self._pointer:
             return
         try:
             champion = msgspec.msgpack.decode(pointer, type=dict[str, str])
-            data = self._client.get(names.MODEL_KEY % champion["sha256"]) or b""
+            data = self._client.get(self._keys.model(champion["sha256"])) or b""
             self.current = (champion["version"], model_from_bytes(data, champion["sha256"]))
             self._pointer = pointer
             log.info("serving model version %s", champion["version"])

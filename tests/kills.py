@@ -16,7 +16,7 @@ import redis
 import sqlalchemy
 
 from bandit.settings.load import Settings
-from feature_repo import names
+from tests.tables_made import KEYS
 from training.models.registry import ModelRegistry
 
 fork = multiprocessing.get_context("fork")
@@ -97,13 +97,13 @@ class Snapshot:
 def truth(settings: Settings) -> dict[str, object]:
     """What both stores say of models, and what lies around."""
     client = redis.Redis.from_url(settings.redis_url)
-    pointer = client.get(names.CHAMPION_KEY)
+    pointer = client.get(KEYS.champion)
     served = msgspec.msgpack.decode(pointer) if pointer else {}
     registry = ModelRegistry(settings)
     versions = registry._client.search_model_versions("name='query-rewards'")
     experiment = registry._client.get_experiment_by_name("query-rewards")
     runs = registry._client.search_runs([experiment.experiment_id]) if experiment else []
-    models = {key.decode(): client.ttl(key) == -1 for key in client.scan_iter(names.MODEL_KEY % "*") if key != names.CHAMPION_KEY.encode()}
+    models = {key.decode(): client.ttl(key) == -1 for key in client.scan_iter(KEYS.model("*")) if key != KEYS.champion.encode()}
     folder = settings.data_path
     return {
         "served": served,

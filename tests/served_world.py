@@ -21,7 +21,7 @@ from bandit.records import Decision
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from serving import QuerySelector
-from tests.tables_made import DAY, HOUR, NOW
+from tests.tables_made import DAY, HOUR, KEYS, NOW
 from training.deployment import create
 from training.features.feature_store import materialize
 from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
@@ -63,7 +63,7 @@ class Served:
     def records(self) -> list[bytes]:
         """Every logged decision as it stands in Redis."""
         client = self.redis
-        keys = sorted(client.scan_iter(names.DECISIONS_KEY.replace("%d", "*")))
+        keys = sorted(client.scan_iter(KEYS.every_partition.decisions))
         return [fields[names.RECORD_FIELD.encode()] for key in keys for _, fields in client.xrange(key)]
 
     def decisions(self) -> list[Decision]:
@@ -72,7 +72,7 @@ class Served:
     def forget(self) -> None:
         """Back to features only: no decisions, no model."""
         client = self.redis
-        for key in client.scan_iter("qr:*"):
+        for key in client.scan_iter("{query_rewards*"):
             client.delete(key)
 
     @contextmanager
@@ -89,8 +89,8 @@ class Served:
 def hand_over(client: redis.Redis, version: str, model: LinearModel, *, data: bytes | None = None) -> None:
     """What `promote` leaves in Redis; `data` instead of the model's own bytes, to be refused."""
     digest = sha256(model.to_bytes())
-    client.set(names.MODEL_KEY % digest, model.to_bytes() if data is None else data)
-    client.set(names.CHAMPION_KEY, msgspec.msgpack.encode({"version": version, "sha256": digest}))
+    client.set(KEYS.model(digest), model.to_bytes() if data is None else data)
+    client.set(KEYS.champion, msgspec.msgpack.encode({"version": version, "sha256": digest}))
 
 
 def make(folder: Path, redis_url: str) -> Served:

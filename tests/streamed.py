@@ -16,9 +16,9 @@ from bandit.records import Decision, Feedback
 from bandit.rewards.lineage import Reclustering, owners_now
 from feature_repo import names
 from feature_repo.connection import connect
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS
 from tests.conftest import Deployment
-from tests.tables_made import DAY, HOUR, MINUTE, decision, feedback
+from tests.tables_made import DAY, HOUR, KEYS, MINUTE, decision, feedback
 from training.features.feature_store import online_rows
 from training.features.online_rows import RewardRows
 from training.stream.consumer import Consumer
@@ -54,7 +54,7 @@ class Streamed:
         return self.metrics.total(getattr(self.metrics, name)) - self.before[name]
 
     def let_leases_run_out(self) -> None:
-        self.redis.delete(names.WORKERS_KEY, *(names.LEASE_KEY % number for number in range(names.PARTITIONS)))
+        self.redis.delete(KEYS.workers, *(KEYS.partition(number).lease for number in range(PARTITIONS)))
 
     # -- what comes in
 
@@ -89,9 +89,9 @@ class Streamed:
     def send(self, records: Iterable[Feedback | Decision | Reclustering]) -> None:
         pipeline = self.redis.pipeline(transaction=False)
         for record in records:
-            key = names.DECISIONS_KEY if isinstance(record, Decision) else names.FEEDBACK_KEY
+            of = KEYS.of_user(record.user_id)
             name = names.LINEAGE_FIELD if isinstance(record, Reclustering) else names.RECORD_FIELD
-            pipeline.xadd(key % partition(record.user_id), {name: msgspec.msgpack.encode(record)})
+            pipeline.xadd(of.decisions if isinstance(record, Decision) else of.feedback, {name: msgspec.msgpack.encode(record)})
         pipeline.execute()
 
     # -- what became of it
@@ -107,9 +107,9 @@ class Streamed:
 
     def waiting(self) -> int:
         pipeline = self.redis.pipeline(transaction=False)
-        for number in range(names.PARTITIONS):
-            pipeline.xlen(names.FEEDBACK_KEY % number)
-            pipeline.xlen(names.DECISIONS_KEY % number)
+        for number in range(PARTITIONS):
+            pipeline.xlen(KEYS.partition(number).feedback)
+            pipeline.xlen(KEYS.partition(number).decisions)
         return sum(pipeline.execute())
 
     def archived(self, log: str = "feedback", column: str = "event_id") -> list[Any]:
@@ -118,7 +118,7 @@ class Streamed:
 
     def dead(self) -> list[str]:
         """Reasons in Redis' dead-letter streams."""
-        keys = self.redis.scan_iter(names.DEAD_LETTERS_KEY.replace("%d", "*"), count=1000)
+        keys = self.redis.scan_iter(KEYS.every_partition.dead_letters, count=1000)
         return [fields[b"reason"].decode() for key in keys for _, fields in self.redis.xrange(key)]
 
     def assert_exact(self, events: Sequence[Feedback], decisions: Sequence[Decision] = (), history: Sequence[Reclustering] = ()) -> None:

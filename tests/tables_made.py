@@ -15,10 +15,12 @@ from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.records import Decision, Feedback, Query, uuid7
 from bandit.settings.load import Settings
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
+from feature_repo.keys import Keys
 from training.logs.decisions import decision_table
 from training.logs.schemas import ENGAGEMENTS, FEEDBACK, TIME
 from training.logs.tables import write_table
 
+KEYS = Keys("query_rewards")  # of the deployments that tests make
 NOW = 1_746_057_600_000_000  # 2025-05-01T00:00:00Z, UTC microseconds
 MINUTE, HOUR, DAY = MICROSECONDS_PER_MINUTE, 60 * MICROSECONDS_PER_MINUTE, MICROSECONDS_PER_DAY
 

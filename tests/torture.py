@@ -34,10 +34,10 @@ import redis
 from bandit.errors import QueryRewardsError
 from bandit.records import Feedback
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
-from feature_repo import names
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS, partition
 from serving import FeedbackLog
 from tests.ports import free_port
+from tests.tables_made import KEYS
 from training.deployment import create
 from training.features.feature_store import materialize
 from training.local_redis import redis_binary
@@ -119,7 +119,7 @@ class World:
     start: int
     confirmed: Synchronized[int]
     generation: int = 10**9  # events until others take the users' place, so that nothing later mends what was left of theirs
-    partitions: int = names.PARTITIONS  # that the users fall into: a consumer makes some calls once for each
+    partitions: int = PARTITIONS  # that the users fall into: a consumer makes some calls once for each
 
     def user(self, name: str) -> str:
         """The user of that name whose partition is one of ours."""
@@ -141,7 +141,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(seed: int, *, archive: float = 0.1, generation: int = 10**9, partitions: int = names.PARTITIONS) -> Iterator[World]:
+def world(seed: int, *, archive: float = 0.1, generation: int = 10**9, partitions: int = PARTITIONS) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="query-rewards-torture-") as name:
         folder = Path(name)
         server = Server(folder / "redis")
@@ -229,7 +229,7 @@ def drain(settings: Settings) -> None:
 def _drain(settings: Settings) -> None:
     metrics = StreamMetrics()
     consumer = open_consumer(settings, metrics)
-    consumer.run(lambda: metrics.idle and consumer.partitions == names.PARTITIONS)
+    consumer.run(lambda: metrics.idle and consumer.partitions == PARTITIONS)
 
 
 def kills_at_random(sizes: Sizes, seed: int) -> str:
@@ -257,7 +257,7 @@ def kills_between_calls(sizes: Sizes, seed: int) -> str:
             for step in range(10**9 if sizes.calls == "every call" else 8):
                 started(feed, made, 1e9, made.confirmed.value + 120).join()
                 if anew:
-                    redis.Redis(port=made.server.port).delete(*(names.STATE_KEY % number for number in range(names.PARTITIONS)))
+                    redis.Redis(port=made.server.port).delete(*(KEYS.partition(number).state for number in range(PARTITIONS)))
                 consumer = started(_killed_at, made.settings, step, sizes.calls)
                 consumer.join()
                 if consumer.exitcode == 0:
@@ -293,7 +293,7 @@ def _killed_at(settings: Settings, step: int, calls: str) -> None:
     metrics = StreamMetrics()
     consumer = open_consumer(settings, metrics)
     time.sleep(0.5)  # the lease of the one before
-    while not (metrics.idle and consumer.partitions == names.PARTITIONS):
+    while not (metrics.idle and consumer.partitions == PARTITIONS):
         consumer.step(block=False)
     consumer.close()
 

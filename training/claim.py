@@ -19,8 +19,8 @@ import redis
 
 from bandit.errors import LeaseLostError, OtherDeploymentError
 from bandit.settings.load import Settings
-from feature_repo import names
 from feature_repo.connection import connect, translated, without_password
+from feature_repo.keys import Keys
 from training.lock import Lease, leased
 
 _FILE = "deployment.json"
@@ -78,7 +78,7 @@ def claim(settings: Settings, lease: Lease) -> bytes:
         from training.logs.writing import write_whole  # noqa: PLC0415 -- needs pyarrow, which a serving host lacks
 
         write_whole(settings.data_path / _FILE, data)
-        if not client.eval(_SWAP, 1, names.DEPLOYMENT_KEY, seen, data):
+        if not client.eval(_SWAP, 1, Keys.of(settings.feature_repo_path).deployment, seen, data):
             raise LeaseLostError(lease.step)  # another run claimed since we looked
     lease.claims[settings.redis_url] = data
     return data
@@ -94,13 +94,15 @@ def check_claim(settings: Settings, client: redis.Redis) -> None:
 
 def _checked(settings: Settings, client: redis.Redis) -> bytes:
     """What Redis holds. It is read before the folder's, which is written first: so a run of this folder in between looks right."""
-    seen: bytes = client.get(names.DEPLOYMENT_KEY) or b""
+    seen: bytes = client.get(Keys.of(settings.feature_repo_path).deployment) or b""
     if not seen:
         return seen
     theirs, known = _read(seen), _known(settings.data_path)
     if theirs is None or known is None or not _same(theirs, known, settings.data_path):
         folder, host, at = (theirs.folder, theirs.host, theirs.at) if theirs else ("unknown", "unknown", "unknown")
-        raise OtherDeploymentError(without_password(settings.redis_url), names.DEPLOYMENT_KEY, folder=folder, host=host, at=at)
+        raise OtherDeploymentError(
+            without_password(settings.redis_url), Keys.of(settings.feature_repo_path).deployment, folder=folder, host=host, at=at
+        )
     return seen
 
 

@@ -10,7 +10,7 @@ from collections import Counter as Counts
 import redis
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from feature_repo import names
+from feature_repo.keys import PARTITIONS
 from serving.selection import Selection
 from serving.selector import QuerySelector
 
@@ -93,19 +93,20 @@ class ServingMetrics:
         return generate_latest(self.registry)
 
     def _look(self) -> None:
-        streams = {"feedback": names.FEEDBACK_KEY, "decisions": names.DECISIONS_KEY}
+        partitions = [self._selector.keys.partition(number) for number in range(PARTITIONS)]
+        streams = {"feedback": [keys.feedback for keys in partitions], "decisions": [keys.decisions for keys in partitions]}
         pipeline = self._client.pipeline(transaction=False)
-        for partition in range(names.PARTITIONS):
-            pipeline.hmget(names.STATE_KEY % partition, list(streams))
-            for key in streams.values():
-                pipeline.xlen(key % partition)
+        for number, keys in enumerate(partitions):
+            pipeline.hmget(keys.state, list(streams))
+            for stream_keys in streams.values():
+                pipeline.xlen(stream_keys[number])
         found = pipeline.execute()
         positions, lengths = found[:: 1 + len(streams)], [found[1 + place :: 1 + len(streams)] for place in range(len(streams))]
-        for place, (stream, key) in enumerate(streams.items()):
+        for place, (stream, stream_keys) in enumerate(streams.items()):
             self._waiting.labels(stream).set(sum(lengths[place]))
             pipeline = self._client.pipeline(transaction=False)
             for partition in (number for number, length in enumerate(lengths[place]) if length):
                 after = (positions[partition][place] or b"0-0").decode()
-                pipeline.xrange(key % partition, min=f"({after}", count=1)
+                pipeline.xrange(stream_keys[partition], min=f"({after}", count=1)
             oldest = [int(entries[0][0].split(b"-")[0]) for entries in pipeline.execute() if entries]
             self._lag.labels(stream).set(max(time.time() - min(oldest) / 1000.0, 0.0) if oldest else 0.0)

@@ -20,11 +20,11 @@ from bandit.records import Feedback
 from bandit.settings.load import DEFAULT_FILE
 from feature_repo import names
 from feature_repo.connection import client_of
-from feature_repo.partitions import partition
+from feature_repo.keys import partition
 from query_rewards import main
 from serving.feedback_log import FeedbackLog, Recorded, Refused
 from tests.conftest import Deployment
-from tests.tables_made import HOUR, feedback
+from tests.tables_made import HOUR, KEYS, feedback
 from training.deployment import create
 from training.local_redis import URL_VARIABLE, local_redis
 
@@ -40,10 +40,10 @@ def events_of(count: int, *, at: int | None = None) -> list[Feedback]:
 def waiting(deployment: Deployment) -> list[Feedback]:
     """Every event in the streams, by id."""
     client, found = deployment.redis, []
-    for key in client.scan_iter(names.FEEDBACK_KEY.replace("%d", "*"), count=1000):
+    for key in client.scan_iter(KEYS.every_partition.feedback, count=1000):
         for _, fields in client.xrange(key):
             event = msgspec.msgpack.decode(fields[names.RECORD_FIELD.encode()], type=Feedback)
-            assert key.decode() == names.FEEDBACK_KEY % partition(event.user_id)
+            assert key.decode() == KEYS.of_user(event.user_id).feedback
             found.append(event)
     return sorted(found, key=lambda event: event.event_id)
 
@@ -179,7 +179,7 @@ def test_other_partitions_are_not_held_up(deployment: Deployment) -> None:
 
 def test_a_call_waits_and_is_taken_when_room_appears(deployment: Deployment) -> None:
     small = full(deployment)
-    timer = threading.Timer(0.15, lambda: small.redis.xtrim(names.FEEDBACK_KEY % partition("u1"), maxlen=2, approximate=False))
+    timer = threading.Timer(0.15, lambda: small.redis.xtrim(KEYS.of_user("u1").feedback, maxlen=2, approximate=False))
     timer.start()
     started = time.monotonic()
     with FeedbackLog.open(small.settings_file) as log:

@@ -21,13 +21,11 @@ from bandit.policy.splitmix import SplitMix64
 from bandit.records import Decision
 from bandit.rewards.decay import align
 from bandit.types import Prior, Rate
-from feature_repo import names
-from feature_repo.partitions import partition
 from serving import QuerySelector, Selection
 from serving.features.reader import FeatureReader
 from tests.served_world import EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import linear_model, random_model
-from tests.tables_made import NOW
+from tests.tables_made import KEYS, NOW
 
 K = 8
 FALLBACK_ITEMS = {"x": ["x1", "x2", "x3"], "y": ["y1"]}
@@ -110,7 +108,7 @@ def test_the_log_holds_what_was_served(served: Served, policy: str) -> None:
     told = (decision.decision_id, decision.user_id, decision.decided_at, decision.policy, decision.model_version, decision.k, decision.seed)
     assert told == (selection.decision_id, "u1", NOW, policy, "7", K, 11)
     assert (decision.feature_version, decision.context, decision.degraded) == (FEATURE_VERSION, {"surface": "home"}, False)
-    assert served.redis.xlen(names.DECISIONS_KEY % partition("u1")) == 1
+    assert served.redis.xlen(KEYS.of_user("u1").decisions) == 1
 
 
 def test_a_repeated_decision_is_the_same_to_the_byte(served: Served) -> None:
@@ -245,7 +243,7 @@ def test_a_model_that_cannot_be_used_is_refused(served: Served, fault: str, capl
         if fault == "other features":
             hand_over(served.redis, "2", linear_model(np.zeros(105), feature_version=FEATURE_VERSION + 1))
         elif fault == "not a pointer":
-            served.redis.set(names.CHAMPION_KEY, b"\xc1 nonsense")
+            served.redis.set(KEYS.champion, b"\xc1 nonsense")
         else:
             hand_over(served.redis, "2", bad, data=corrupted(bad.to_bytes()) if fault == "flipped" else b"")
         assert selector.refresh_model() == "1"

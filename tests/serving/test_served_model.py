@@ -11,10 +11,11 @@ from feature_repo.connection import client_of
 from serving.served_model import ServedModel
 from tests.served_world import Served, hand_over
 from tests.strategies import random_model
+from tests.tables_made import KEYS
 
 
 def test_redis_going_away_and_coming_back_is_a_line_each(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    model = ServedModel(client_of(served.redis_url, timeout=0.05), poll_seconds=0.01)
+    model = ServedModel(client_of(served.redis_url, timeout=0.05), KEYS, poll_seconds=0.01)
     caplog.set_level(logging.WARNING)
     for _ in range(2):
         with served.halted():

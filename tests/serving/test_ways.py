@@ -13,7 +13,7 @@ from serving import Selection
 from serving.decision_log import append_command
 from tests.served_world import EMPTY, QUIET, REWARDED, UNKNOWN, Served, hand_over
 from tests.strategies import random_model
-from tests.tables_made import NOW
+from tests.tables_made import KEYS, NOW
 
 K = 8
 USERS = [*REWARDED, QUIET, UNKNOWN, EMPTY, "u0"] * 40  # more than one pipeline, and some twice
@@ -23,7 +23,7 @@ def one_by_one(served: Served, policy: str) -> tuple[list[Selection], list[bytes
     with served.open(policy) as selector:
         selections = [selector.select(user, K, {"a": "b"}, now=NOW, seed=seed) for seed, user in enumerate(USERS)]
     records = sorted(served.records())
-    for key in list(served.redis.scan_iter("qr:{*")):
+    for key in list(served.redis.scan_iter("{query_rewards:*")):
         served.redis.delete(key)
     return selections, records
 
@@ -95,7 +95,7 @@ def test_the_packed_command_is_what_redis_takes(served: Served) -> None:
         selector.select("u0", K, now=NOW, seed=1)
     (decision,) = served.decisions()
     reader = hiredis.Reader()
-    reader.feed(append_command(decision))
+    reader.feed(append_command(decision, KEYS))
     name, key, position, field, record = reader.gets()
-    assert (name, key.startswith(b"qr:{"), position, field) == (b"XADD", True, b"*", b"r")
+    assert (name, key.startswith(b"{query_rewards:"), position, field) == (b"XADD", True, b"*", b"r")
     assert msgspec.msgpack.decode(record)["decision_id"] == decision.decision_id

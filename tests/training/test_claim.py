@@ -10,8 +10,8 @@ import pytest
 
 from bandit.errors import LeaseLostError, OtherDeploymentError
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
-from feature_repo import names
 from tests.conftest import Deployment
+from tests.tables_made import KEYS
 from training.claim import check_claim, claim, running
 from training.lock import leased
 from training.logs.archive import move_logs
@@ -35,13 +35,13 @@ def test_a_second_folder_is_refused_with_the_way_out_in_the_message(deployment: 
     run(deployment.settings)
     with pytest.raises(OtherDeploymentError) as raised:
         run(other)
-    for part in (str(deployment.settings.data_path), "project name", "redis_url", names.DEPLOYMENT_KEY):
+    for part in (str(deployment.settings.data_path), "project name", "redis_url", KEYS.deployment):
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
     with pytest.raises(OtherDeploymentError):
         open_consumer(other, StreamMetrics())
     run(deployment.settings)
-    deployment.redis.delete(names.DEPLOYMENT_KEY)  # the way out
+    deployment.redis.delete(KEYS.deployment)  # the way out
     run(other)
     with pytest.raises(OtherDeploymentError):
         run(deployment.settings)
@@ -64,9 +64,9 @@ def test_a_moved_folder_goes_on_and_a_copy_of_it_does_not(deployment: Deployment
 
 def test_a_redis_that_lost_runs_or_everything_still_belongs_to_its_folder(deployment: Deployment) -> None:
     run(deployment.settings)
-    old = deployment.redis.get(names.DEPLOYMENT_KEY)
+    old = deployment.redis.get(KEYS.deployment)
     run(deployment.settings)
-    deployment.redis.set(names.DEPLOYMENT_KEY, old)  # a backup
+    deployment.redis.set(KEYS.deployment, old)  # a backup
     run(deployment.settings)
     deployment.redis.flushdb()
     run(deployment.settings)
@@ -87,7 +87,7 @@ def test_a_damaged_claim_is_nobodys(deployment: Deployment, content: bytes) -> N
     (deployment.settings.data_path / "deployment.json").write_bytes(content)
     with pytest.raises(OtherDeploymentError):
         run(deployment.settings)
-    deployment.redis.set(names.DEPLOYMENT_KEY, content or b"\x00")
+    deployment.redis.set(KEYS.deployment, content or b"\x00")
     with pytest.raises(OtherDeploymentError, match="unknown"):
         run(deployment.settings)
 
@@ -97,7 +97,7 @@ def test_a_run_that_lost_its_lease_claims_nothing(deployment: Deployment) -> Non
         for file in (deployment.settings.data_path / "lease").iterdir():
             file.unlink()  # as if its heart had stopped
         Context().run(run, deployment.settings)
-        held = deployment.redis.get(names.DEPLOYMENT_KEY)
+        held = deployment.redis.get(KEYS.deployment)
         with pytest.raises(LeaseLostError):
             claim(deployment.settings, lease)
-        assert deployment.redis.get(names.DEPLOYMENT_KEY) == held
+        assert deployment.redis.get(KEYS.deployment) == held

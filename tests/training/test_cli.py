@@ -18,7 +18,6 @@ import pytest
 
 from bandit.errors import Status
 from bandit.records import Feedback
-from feature_repo import names
 from query_rewards import main
 from serving import QuerySelector
 from tests.conftest import Deployment
@@ -26,6 +25,7 @@ from tests.leases import owned_elsewhere
 from tests.tables_made import (
     DAY,
     HOUR,
+    KEYS,
     MINUTE,
     NOW,
     decision,
@@ -127,7 +127,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def in_redis(deployment: Deployment) -> dict[bytes, bytes]:
     """Every key but the claim, which is another one after each run."""
     client = deployment.redis
-    return {key: client.dump(key) for key in client.scan_iter() if key != names.DEPLOYMENT_KEY.encode()}
+    return {key: client.dump(key) for key in client.scan_iter() if key != KEYS.deployment.encode()}
 
 
 def test_the_whole_loop_verb_by_verb(shop: Deployment, run: Run) -> None:
@@ -344,5 +344,5 @@ def test_the_installed_program_retrains_in_a_folder_that_holds_a_feature_repo(le
     done = program("retrain", "--json", "--as-of", iso(NOW), cwd=learning.folder)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["promoted"]["version"] == "1"
-    assert learning.redis.get(names.CHAMPION_KEY)
+    assert learning.redis.get(KEYS.champion)
     assert not done.stderr

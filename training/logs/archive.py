@@ -19,7 +19,7 @@ from bandit.rewards.lineage import Reclustering
 from bandit.settings.load import Settings
 from feature_repo import names
 from feature_repo.connection import connect, translated
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS, Keys, parse, partition
 from training.logs.decisions import decision_table, read_decision
 from training.logs.feedback import feedback_table
 from training.logs.schemas import DEAD_LETTERS
@@ -27,7 +27,6 @@ from training.logs.tables import write_table
 
 _READ_AT_ONCE = 1000
 _ROWS_PER_FILE = 50_000
-_DECISIONS = names.DECISIONS_KEY.rpartition(":")[2]
 _RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
 _reclustering = msgspec.msgpack.Decoder(Reclustering)
 _RECORD_KEPT = 64 * 1024  # bytes of a dead record that are kept
@@ -112,7 +111,7 @@ def move_logs(settings: Settings) -> Moved:
     """
     if settings.stream.enabled:
         return Moved()
-    client = connect(settings.redis_url)
+    client, keys = connect(settings.redis_url), Keys.of(settings.feature_repo_path)
     moved, batch = Moved(), Batch()
 
     def put_away() -> None:
@@ -128,8 +127,8 @@ def move_logs(settings: Settings) -> Moved:
 
     validator = settings.feedback_validator()
     with translated(settings.redis_url):
-        client.delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
-        for stream, entry_id, fields in _entries(client):
+        client.delete(*(keys.partition(number).state for number in range(PARTITIONS)))
+        for stream, entry_id, fields in _entries(client, keys):
             batch.add(stream, entry_id, read_entry(stream, entry_id, fields, validator), fields.get(_RECORD, b""))
             if len(batch) >= _ROWS_PER_FILE:
                 put_away()
@@ -142,16 +141,17 @@ def read_entry(
 ) -> Decision | Feedback | Reclustering | str:
     """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
     held: Decision | Feedback | Reclustering | str
-    if stream.endswith(_DECISIONS):
-        held, key = read_decision(fields.get(_RECORD, b""), arrival(entry_id)), names.DECISIONS_KEY
+    number, kind, _ = parse(stream)
+    if kind == "decisions":
+        held = read_decision(fields.get(_RECORD, b""), arrival(entry_id))
     elif _LINEAGE in fields:
         try:
-            held, key = _reclustering.decode(fields[_LINEAGE]), names.FEEDBACK_KEY
+            held = _reclustering.decode(fields[_LINEAGE])
         except DECODE_ERRORS as error:
             return f"not a reclustering: {error}"
     else:
-        held, key = validator.read(fields.get(_RECORD, b""), arrival(entry_id)), names.FEEDBACK_KEY
-    if not isinstance(held, str) and stream != key % partition(held.user_id):
+        held = validator.read(fields.get(_RECORD, b""), arrival(entry_id))
+    if not isinstance(held, str) and partition(held.user_id) != number:
         return "user_id: its events belong to another partition"
     return held
 
@@ -193,9 +193,9 @@ def _first_of_each(keys: pa.ChunkedArray) -> pa.Array:
     return rows["row_min"].combine_chunks()
 
 
-def _entries(client: redis.Redis) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
-    for number in range(names.PARTITIONS):
-        for stream in (names.DECISIONS_KEY % number, names.FEEDBACK_KEY % number):
+def _entries(client: redis.Redis, keys: Keys) -> Iterator[tuple[str, str, dict[bytes, bytes]]]:
+    for number in range(PARTITIONS):
+        for stream in (keys.partition(number).decisions, keys.partition(number).feedback):
             for entries in stream_entries(client, stream):
                 for entry_id, fields in entries:
                     yield stream, entry_id.decode(), fields

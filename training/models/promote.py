@@ -15,8 +15,8 @@ import msgspec
 from bandit.errors import CorruptModelError, LeaseLostError, NoModelError, UnknownModelError
 from bandit.model.linear_model import LinearModel, model_from_bytes, sha256
 from bandit.settings.load import Settings
-from feature_repo import names
 from feature_repo.connection import connect, translated
+from feature_repo.keys import Keys
 from training.claim import claim, running
 from training.lock import Lease
 from training.logs.writing import write_whole
@@ -140,11 +140,12 @@ def _hand_over(settings: Settings, lease: Lease, version: str, model: LinearMode
     held = claim(settings, lease)
     served = _served(settings)
     old = served["sha256"] if served is not None else digest
-    keys = names.DEPLOYMENT_KEY, names.CHAMPION_KEY, names.MODEL_KEY % digest, names.MODEL_KEY % old
+    keys = Keys.of(settings.feature_repo_path)
+    changed = keys.deployment, keys.champion, keys.model(digest), keys.model(old)
     pointer = msgspec.msgpack.encode({"version": version, "sha256": digest})
     client = connect(settings.redis_url)
     with translated(settings.redis_url):
-        if not client.eval(_HAND_OVER, len(keys), *keys, held, pointer, data, _SUPERSEDED_SECONDS):
+        if not client.eval(_HAND_OVER, len(changed), *changed, held, pointer, data, _SUPERSEDED_SECONDS):
             raise LeaseLostError(lease.step)
     return digest
 
@@ -162,7 +163,7 @@ def _refuse_unusable(version: str, model: LinearModel) -> None:
 def _served(settings: Settings) -> dict[str, str] | None:
     client = connect(settings.redis_url)
     with translated(settings.redis_url):
-        pointer = client.get(names.CHAMPION_KEY)
+        pointer = client.get(Keys.of(settings.feature_repo_path).champion)
     try:
         served = msgspec.msgpack.decode(pointer, type=dict[str, str]) if pointer is not None else {}
     except msgspec.MsgspecError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import redis
 
-from feature_repo import names
+from feature_repo.keys import Keys, parse
 from training.logs.archive import Batch, after
 from training.stream.apply import Entry
 
@@ -28,9 +28,10 @@ _ROWS_HELD = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded whil
 class Archiver:
     """Collects entries and writes them in a thread of its own; only what is on disk is trimmed from the streams."""
 
-    def __init__(self, data: Path, client: redis.Redis, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, data: Path, client: redis.Redis, keys: Keys, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """A file every `seconds`, or as soon as one is full."""
         self._data, self._client, self._seconds, self._clock = data, client, seconds, clock
+        self._keys = keys
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="query-rewards-archive")
         self._batch = Batch()
         self._last: dict[str, tuple[int, int]] = {}
@@ -110,7 +111,7 @@ class Archiver:
         """Of the partitions that are still owned: a new owner may be making its sums from the logs, as they were before this file."""
         pipeline = self._client.pipeline(transaction=False)
         for stream, entry_id in positions.items():
-            fence = names.FENCE_KEY % int(stream[stream.index("{") + 1 : stream.index("}")])
+            fence = self._keys.partition(parse(stream).number).fence
             pipeline.eval(_TRIM, 2, fence, stream, self._fences[stream], after(entry_id))
         pipeline.execute()
 

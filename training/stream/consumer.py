@@ -21,7 +21,7 @@ import redis
 
 from bandit.rewards.sums import UserSums
 from bandit.settings.load import Settings
-from feature_repo import names
+from feature_repo.keys import Keys, parse
 from training.features.online_rows import RewardRows
 from training.logs.archive import arrival, stream_entries
 from training.stream.apply import Entry, Work, entry_of
@@ -37,13 +37,6 @@ _BLOCK_MILLISECONDS = 250
 _AT_ONCE = 4000  # entries of one step
 _LEAST_PER_STREAM = 16
 _RETRY_SECONDS = 0.2
-_FEEDBACK_STREAMS = [names.FEEDBACK_KEY % number for number in range(names.PARTITIONS)]
-_DECISION_STREAMS = [names.DECISIONS_KEY % number for number in range(names.PARTITIONS)]
-_PLACES = {
-    key.encode(): (number, is_feedback)
-    for is_feedback, keys in ((True, _FEEDBACK_STREAMS), (False, _DECISION_STREAMS))
-    for number, key in enumerate(keys)
-}
 _stream_of = attrgetter("stream")
 
 
@@ -56,9 +49,10 @@ class Consumer:
         self._metrics = metrics or StreamMetrics()
         self._definition = settings.reward.sums_definition()
         self._codes, self._validator = self._definition.action_codes, settings.feedback_validator()
-        self._state = StreamState(client, window=settings.stream.window, folding=self._definition.fingerprint)
-        self._leases = Leases(client, uuid.uuid4().hex, seconds=settings.stream.lease_seconds)
-        self._archiver = Archiver(settings.data_path, client, seconds=settings.stream.archive_seconds)
+        self._keys = keys = Keys.of(settings.feature_repo_path)
+        self._state = StreamState(client, keys, window=settings.stream.window, folding=self._definition.fingerprint)
+        self._leases = Leases(client, keys, uuid.uuid4().hex, seconds=settings.stream.lease_seconds)
+        self._archiver = Archiver(settings.data_path, client, keys, seconds=settings.stream.archive_seconds)
         self._owned: dict[int, Partition] = {}
         self._per_stream = _LEAST_PER_STREAM
         self._prepared = False
@@ -148,15 +142,15 @@ class Consumer:
     def _measure_backlog(self) -> None:
         pipeline = self._client.pipeline(transaction=False)
         for number in self._leases.fences:
-            pipeline.xlen(_FEEDBACK_STREAMS[number])
-            pipeline.xlen(_DECISION_STREAMS[number])
+            pipeline.xlen(self._keys.partition(number).feedback)
+            pipeline.xlen(self._keys.partition(number).decisions)
         self._metrics.backlog.set(sum(pipeline.execute()))
 
     def _write_again(self, held: Partition, users: list[str]) -> None:
         """Rows of the last commit, whose owner may have died before it wrote them."""
         if not users:
             return
-        stored = self._client.mget([names.SUMS_KEY % (held.number, user) for user in users])
+        stored = self._client.mget([self._keys.partition(held.number).sums(user) for user in users])
         pipeline = self._client.pipeline(transaction=False)
         for user, data in zip(users, stored, strict=True):
             if data is not None:
@@ -168,7 +162,10 @@ class Consumer:
         streams = [
             (stream, last, held)
             for held in found
-            for stream, last in ((_FEEDBACK_STREAMS[held.number], held.feedback), (_DECISION_STREAMS[held.number], held.decisions))
+            for stream, last in (
+                (self._keys.partition(held.number).feedback, held.feedback),
+                (self._keys.partition(held.number).decisions, held.decisions),
+            )
             if last != BEGINNING
         ]
         pipeline = self._client.pipeline(transaction=False)
@@ -196,17 +193,17 @@ class Consumer:
             return []
         streams: dict[Any, Any] = {}
         for held in self._owned.values():
-            streams[_FEEDBACK_STREAMS[held.number]] = held.feedback
-            streams[_DECISION_STREAMS[held.number]] = held.decisions
+            streams[self._keys.partition(held.number).feedback] = held.feedback
+            streams[self._keys.partition(held.number).decisions] = held.decisions
         replies: Any = self._client.xread(streams, count=self._per_stream, block=_BLOCK_MILLISECONDS if block else None)
         works: dict[int, Work] = {}
         for key, entries in replies:
-            number, is_feedback = _PLACES[key]
-            work = works.setdefault(number, Work(partition=self._owned[number]))
             stream = key.decode()
+            number, kind, _ = parse(stream)
+            work = works.setdefault(number, Work(partition=self._owned[number]))
             work.entries += [entry_of(stream, entry_id.decode(), fields, self._validator) for entry_id, fields in entries]
             last = entries[-1][0].decode()
-            work.feedback, work.decisions = (last, work.decisions) if is_feedback else (work.feedback, last)
+            work.feedback, work.decisions = (last, work.decisions) if kind == "feedback" else (work.feedback, last)
         self._per_stream = max(_AT_ONCE // max(len(replies), 1), _LEAST_PER_STREAM)
         return list(works.values())
 
@@ -219,7 +216,7 @@ class Consumer:
             users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, str)]))
             answers = self._state.seen(pipeline, work.partition, keys) if keys else 0
             if users:
-                pipeline.mget([names.SUMS_KEY % (work.partition.number, user) for user in users])
+                pipeline.mget([self._keys.partition(work.partition.number).sums(user) for user in users])
             asked.append((keys, users, answers))
         replies = iter(pipeline.execute())
         for work, (keys, users, answers) in zip(works, asked, strict=True):

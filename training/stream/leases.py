@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import redis
 
-from feature_repo import names
+from feature_repo.keys import PARTITIONS, Keys
 
 # A new number at each taking: whoever holds an older one cannot commit, however late it wakes. Never below the clock, so that numbers
 # do not begin again when Redis has lost them.
@@ -35,9 +35,9 @@ _RENEWALS = 3  # within one life of a lease
 class Leases:
     """The partitions of one process. Processes share them evenly: each takes its part of what is free, and gives back what is beyond it."""
 
-    def __init__(self, client: redis.Redis, owner: str, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, owner: str, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is owned until `balance`."""
-        self._client, self._owner, self._clock = client, owner, clock
+        self._client, self._keys, self._owner, self._clock = client, keys, owner, clock
         self._milliseconds = max(round(seconds * 1000), 1)
         self._due = 0.0
         self.fences: dict[int, int] = {}
@@ -54,19 +54,19 @@ class Leases:
         """
         self._due = self._clock() + self._milliseconds / 1000.0 / _RENEWALS
         self._renew()
-        fair = -(-names.PARTITIONS // self._workers())
+        fair = -(-PARTITIONS // self._workers())
         for number in sorted(self.fences)[fair:]:
             self.give_back([number])
         # Each process looks from a place of its own, so that those who start together do not fight for the same ones.
-        start = int(self._owner[:8], 16) % names.PARTITIONS
-        others = [number % names.PARTITIONS for number in range(start, start + names.PARTITIONS)]
+        start = int(self._owner[:8], 16) % PARTITIONS
+        others = [number % PARTITIONS for number in range(start, start + PARTITIONS)]
         return self._take([number for number in others if number not in self.fences], fair - len(self.fences))
 
     def give_back(self, numbers: list[int]) -> None:
         """Let others take these."""
         pipeline = self._client.pipeline(transaction=False)
         for number in numbers:
-            pipeline.eval(_RELEASE, 1, names.LEASE_KEY % number, self._owner)
+            pipeline.eval(_RELEASE, 1, self._keys.partition(number).lease, self._owner)
             self.fences.pop(number, None)
         pipeline.execute()
 
@@ -78,7 +78,7 @@ class Leases:
     def leave(self) -> None:
         """Give everything back, and be no worker any more."""
         self.give_back(list(self.fences))
-        self._client.zrem(names.WORKERS_KEY, self._owner)
+        self._client.zrem(self._keys.workers, self._owner)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -102,7 +102,7 @@ class Leases:
         owned = list(self.fences)
         pipeline = self._client.pipeline(transaction=False)
         for number in owned:
-            pipeline.eval(_RENEW, 1, names.LEASE_KEY % number, self._owner, self._milliseconds)
+            pipeline.eval(_RENEW, 1, self._keys.partition(number).lease, self._owner, self._milliseconds)
         for number, renewed in zip(owned, pipeline.execute(), strict=True):
             if not renewed:
                 self.fences.pop(number, None)
@@ -110,9 +110,9 @@ class Leases:
     def _workers(self) -> int:
         now = time.time()
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.zadd(names.WORKERS_KEY, {self._owner: now + self._milliseconds / 1000.0})
-        pipeline.zremrangebyscore(names.WORKERS_KEY, "-inf", now)
-        pipeline.zcard(names.WORKERS_KEY)
+        pipeline.zadd(self._keys.workers, {self._owner: now + self._milliseconds / 1000.0})
+        pipeline.zremrangebyscore(self._keys.workers, "-inf", now)
+        pipeline.zcard(self._keys.workers)
         return max(int(pipeline.execute()[-1]), 1)
 
     def _take(self, numbers: list[int], count: int) -> set[int]:
@@ -122,8 +122,8 @@ class Leases:
             pipeline = self._client.pipeline(transaction=False)
             now = int(time.time())
             for number in asked:
-                keys = names.LEASE_KEY % number, names.FENCE_KEY % number
-                pipeline.eval(_TAKE, len(keys), *keys, self._owner, self._milliseconds, now)
+                of = self._keys.partition(number)
+                pipeline.eval(_TAKE, 2, of.lease, of.fence, self._owner, self._milliseconds, now)
             for number, fence in zip(asked, pipeline.execute(), strict=True):
                 if fence:
                     self.fences[number] = fence

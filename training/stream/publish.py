@@ -10,7 +10,7 @@ from bandit.rewards.lineage import Reclustering
 from bandit.settings.load import Settings
 from feature_repo import names
 from feature_repo.connection import connect, translated
-from feature_repo.partitions import partition
+from feature_repo.keys import Keys
 
 _AT_ONCE = 1000
 
@@ -20,10 +20,10 @@ def publish(settings: Settings, changes: Sequence[Reclustering]) -> None:
 
     Raises: DependencyUnavailableError; some may have been appended, and all may be appended again.
     """
-    client = connect(settings.redis_url)
+    client, keys = connect(settings.redis_url), Keys.of(settings.feature_repo_path)
     with translated(settings.redis_url):
         for start in range(0, len(changes), _AT_ONCE):
             pipeline = client.pipeline(transaction=False)
             for change in changes[start : start + _AT_ONCE]:
-                pipeline.xadd(names.FEEDBACK_KEY % partition(change.user_id), {names.LINEAGE_FIELD: msgspec.msgpack.encode(change)})
+                pipeline.xadd(keys.of_user(change.user_id).feedback, {names.LINEAGE_FIELD: msgspec.msgpack.encode(change)})
             pipeline.execute()

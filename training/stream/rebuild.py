@@ -23,7 +23,7 @@ from bandit.rewards.sums import SumsDefinition, UserSums
 from bandit.settings.load import Settings
 from bandit.types import SUM_NAMES, ClusterRewards, Sums
 from feature_repo import names
-from feature_repo.partitions import partition
+from feature_repo.keys import parse, partition
 from training.features.fold import read_draws, rows_per_user, sums
 from training.features.online_rows import RewardRows
 from training.logs.archive import arrival
@@ -114,12 +114,12 @@ def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: 
 
 def _forget(client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:
     """Remove what an earlier state left: its sums may have been made otherwise, and what it has seen need not be in the logs yet."""
-    for pattern in (names.SUMS_KEY, names.SEEN_KEY):
-        keys = client.scan_iter(match=pattern.replace("%d", "*").replace("%s", "*"), count=10_000)
+    for pattern in (state.keys.every_partition.sums("*"), state.keys.every_partition.seen("*")):
+        keys = client.scan_iter(match=pattern, count=10_000)
         while some := list(islice(keys, 1000)):
             found: dict[int, list[bytes]] = {}
             for key in some:
-                found.setdefault(int(key[key.index(b"{") + 1 : key.index(b"}")]), []).append(key)
+                found.setdefault(parse(key.decode()).number, []).append(key)
             for number in found.keys() & fences.keys():
                 state.forget(number, fences[number], found[number])
 
@@ -129,8 +129,8 @@ def _remember(settings: Settings, client: redis.Redis, state: StreamState, fence
     now = client.time()[0] * 1_000_000
     pipeline = client.pipeline(transaction=False)
     for number in fences:
-        for key in (names.FEEDBACK_KEY, names.DECISIONS_KEY):
-            pipeline.xrange(key % number, count=1)
+        for stream in (state.keys.partition(number).feedback, state.keys.partition(number).decisions):
+            pipeline.xrange(stream, count=1)
     oldest = min((arrival(entries[0][0].decode()) for entries in pipeline.execute() if entries), default=now)
     since = pa.scalar(min(now, oldest) - settings.stream.window - FUTURE_TOLERANCE, pa.int64()).cast(FEEDBACK.field("occurred_at").type)
     for log_name, schema, key, time, digest in (

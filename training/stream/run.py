@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bandit.settings.load import Settings
-from feature_repo import names
 from feature_repo.connection import connect, translated
+from feature_repo.keys import PARTITIONS, Keys
 from training.claim import check_claim
 from training.features.feature_store import online_rows
 from training.stream.consumer import Consumer
@@ -67,7 +67,8 @@ def stream(
         metrics.serve(metrics_port)
     if rebuild:
         with translated(settings.redis_url):
-            connect(settings.redis_url).delete(*(names.STATE_KEY % partition for partition in range(names.PARTITIONS)))
+            keys = Keys.of(settings.feature_repo_path)
+            connect(settings.redis_url).delete(*(keys.partition(number).state for number in range(PARTITIONS)))
     said = time.monotonic()
 
     def stop() -> bool:

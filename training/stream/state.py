@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from bandit.rewards.feedback import FUTURE_TOLERANCE
-from feature_repo import names
+from feature_repo.keys import Keys
 from training.logs.archive import arrival
 
 BEGINNING = "0-0"  # position before the first entry of a stream
@@ -85,9 +85,9 @@ class Commit:
 class StreamState:
     """Reads and commits partitions through one client."""
 
-    def __init__(self, client: redis.Redis, *, window: int, folding: str) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, *, window: int, folding: str) -> None:
         """window: how late an event may arrive, microseconds; folding: what sums must have been made with to be of use."""
-        self._client, self._window, self.folding = client, window, folding
+        self._client, self.keys, self._window, self.folding = client, keys, window, folding
         self._bucket = max(window // 2, 1)
         self._commit = ""
 
@@ -99,8 +99,8 @@ class StreamState:
         """Partitions that have a state, and the users of the last commit of each; one that is missing must be made anew."""
         pipeline = self._client.pipeline(transaction=False)
         for number in fences:
-            pipeline.hgetall(names.STATE_KEY % number)
-            pipeline.smembers(names.DIRTY_KEY % number)
+            pipeline.hgetall(self.keys.partition(number).state)
+            pipeline.smembers(self.keys.partition(number).dirty)
         replies = pipeline.execute()
         found, dirty = {}, {}
         for (number, fence), state, users in zip(fences.items(), replies[::2], replies[1::2], strict=True):
@@ -120,21 +120,21 @@ class StreamState:
         """Give partitions a state, at the beginning of their streams: what the sums hold already is known by its ids."""
         pipeline = self._client.pipeline(transaction=False)
         for number, fence in fences.items():
-            pipeline.eval(_BEGIN, 2, names.FENCE_KEY % number, names.STATE_KEY % number, fence, self.folding, BEGINNING)
+            pipeline.eval(_BEGIN, 2, self.keys.partition(number).fence, self.keys.partition(number).state, fence, self.folding, BEGINNING)
         pipeline.execute()
 
     def restore(self, number: int, fence: int, sums: Mapping[str, bytes]) -> None:
         """Write sums that were made from the logs."""
-        keys = [names.FENCE_KEY % number, *(names.SUMS_KEY % (number, user) for user in sums)]
+        keys = [self.keys.partition(number).fence, *(self.keys.partition(number).sums(user) for user in sums)]
         self._client.eval(_RESTORE, len(keys), *keys, fence, *sums.values())
 
     def forget(self, number: int, fence: int, keys: Sequence[bytes]) -> None:
         """Remove sums, unless another owns the partition by now."""
-        self._client.eval(_FORGET, len(keys) + 1, names.FENCE_KEY % number, *keys, fence)
+        self._client.eval(_FORGET, len(keys) + 1, self.keys.partition(number).fence, *keys, fence)
 
     def remember(self, number: int, ids: Collection[bytes], now: int) -> None:
         """Add ids to what is seen: those of events that sums from the logs hold."""
-        key = names.SEEN_KEY % (number, now // self._bucket)
+        key = self.keys.partition(number).seen(now // self._bucket)
         pipeline = self._client.pipeline(transaction=False)
         pipeline.sadd(key, *ids)
         pipeline.expire(key, self._lifetime)
@@ -143,7 +143,7 @@ class StreamState:
     def seen(self, pipeline: Any, partition: Partition, ids: Sequence[bytes]) -> int:  # noqa: ANN401 -- redis-py's pipelines are untyped
         """Ask which ids are known; returns how many replies that will be, to be joined by `or`."""
         for bucket in partition.buckets:
-            pipeline.smismember(names.SEEN_KEY % (partition.number, bucket), ids)
+            pipeline.smismember(self.keys.partition(partition.number).seen(bucket), ids)
         return len(partition.buckets)
 
     def commit(self, pipeline: Any, partition: Partition, change: Commit, now: int) -> None:  # noqa: ANN401
@@ -152,14 +152,8 @@ class StreamState:
         if change.ids:
             partition.buckets.add(bucket)
         partition.buckets -= {old for old in partition.buckets if old < self._oldest_bucket(now)}
-        keys = [
-            names.FENCE_KEY % number,
-            names.STATE_KEY % number,
-            names.DIRTY_KEY % number,
-            names.SEEN_KEY % (number, bucket),
-            names.DEAD_LETTERS_KEY % number,
-            *(names.SUMS_KEY % (number, user) for user in change.sums),
-        ]
+        of = self.keys.partition(number)
+        keys = [of.fence, of.state, of.dirty, of.seen(bucket), of.dead_letters, *(of.sums(user) for user in change.sums)]
         head = (partition.fence, partition.commits, change.feedback, change.decisions, self._lifetime, len(change.ids), len(change.dead))
         dead = [part for letter in change.dead for part in letter]
         pairs = [part for pair in change.sums.items() for part in pair]
@@ -169,8 +163,8 @@ class StreamState:
         """Partitions whose next entry came so long ago that ids which may repeat are no longer among the seen."""
         pipeline = self._client.pipeline(transaction=False)
         for number, held in found.items():
-            pipeline.xrange(names.FEEDBACK_KEY % number, min="(" + held.feedback, count=1)
-            pipeline.xrange(names.DECISIONS_KEY % number, min="(" + held.decisions, count=1)
+            pipeline.xrange(self.keys.partition(number).feedback, min="(" + held.feedback, count=1)
+            pipeline.xrange(self.keys.partition(number).decisions, min="(" + held.decisions, count=1)
         seconds, _ = self._client.time()
         replies = pipeline.execute()
         waiting = zip(found, replies[::2], replies[1::2], strict=True)
@@ -193,7 +187,7 @@ class StreamState:
         pipeline = self._client.pipeline(transaction=False)
         asked = [(partition, bucket) for partition in partitions for bucket in range(oldest, newest + 2)]  # the clock may have run back
         for partition, bucket in asked:
-            pipeline.exists(names.SEEN_KEY % (partition.number, bucket))
+            pipeline.exists(self.keys.partition(partition.number).seen(bucket))
         for (partition, bucket), there in zip(asked, pipeline.execute(), strict=True):
             if there:
                 partition.buckets.add(bucket)

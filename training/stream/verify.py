@@ -14,8 +14,8 @@ from bandit.records import Decision, Feedback
 from bandit.rewards.sums import MAX_CLUSTERS, SumsDefinition, UserSums
 from bandit.settings.load import Settings
 from bandit.types import ClusterRewards, Floats
-from feature_repo import names
 from feature_repo.connection import connect, translated
+from feature_repo.keys import PARTITIONS, Keys, parse
 from training.features.feature_store import online_rows
 from training.logs.archive import Batch, read_entry, stream_entries
 from training.logs.decisions import decision_table
@@ -49,7 +49,7 @@ def verify(settings: Settings) -> Verified:
 
     Raises: DependencyUnavailableError, InvalidTableError.
     """
-    client = connect(settings.redis_url)
+    client, keys = connect(settings.redis_url), Keys.of(settings.feature_repo_path)
     definition = settings.reward.sums_definition()
     suspects: Collection[str] | None = None
     largest, users = 0.0, 0
@@ -58,7 +58,7 @@ def verify(settings: Settings) -> Verified:
         for number in range(_ROUNDS):
             if number:
                 time.sleep(_PAUSE_SECONDS)
-            stream, extra, decided = _snapshot(client, settings, definition)
+            stream, extra, decided = _snapshot(client, keys, settings, definition)
             batch = dict(users_from_logs(settings, definition, extra, decided))
             rows = online_rows(settings, client)
             problems, differences = {}, [0.0]
@@ -73,26 +73,29 @@ def verify(settings: Settings) -> Verified:
             suspects = list(problems)
             if not problems:
                 break
-        return Verified(users=users, waiting=_waiting(client), largest=largest, differing=problems)
+        return Verified(users=users, waiting=_waiting(client, keys), largest=largest, differing=problems)
 
 
-def _snapshot(client: redis.Redis, settings: Settings, definition: SumsDefinition) -> tuple[dict[str, UserSums], pa.Table, pa.Table]:
+def _snapshot(
+    client: redis.Redis, keys: Keys, settings: Settings, definition: SumsDefinition
+) -> tuple[dict[str, UserSums], pa.Table, pa.Table]:
     """Sums of every user, and the folded entries that are still in the streams: they may not be in Parquet yet.
 
     In this order (sums, streams, and then the logs), what leaves a stream in between is in the logs.
     """
-    state = StreamState(client, window=settings.stream.window, folding=definition.fingerprint)
+    state = StreamState(client, keys, window=settings.stream.window, folding=definition.fingerprint)
     found = {}
-    keys = list(client.scan_iter(match=names.SUMS_KEY.replace("%d", "*").replace("%s", "*"), count=10_000))
-    positions, _ = state.load(dict.fromkeys(range(names.PARTITIONS), 0))
-    for start in range(0, len(keys), 1000):
-        some = keys[start : start + 1000]
+    stored = list(client.scan_iter(match=keys.every_partition.sums("*"), count=10_000))
+    positions, _ = state.load(dict.fromkeys(range(PARTITIONS), 0))
+    for start in range(0, len(stored), 1000):
+        some = stored[start : start + 1000]
         for key, data in zip(some, client.mget(some), strict=True):
             if data is not None:
-                found[key.split(b":", 3)[3].decode()] = UserSums(definition, data)
+                found[parse(key.decode()).of] = UserSums(definition, data)
     validator, left = settings.feedback_validator(), Batch()
     for held in positions.values():
-        for stream, last in ((names.FEEDBACK_KEY % held.number, held.feedback), (names.DECISIONS_KEY % held.number, held.decisions)):
+        of = keys.partition(held.number)
+        for stream, last in ((of.feedback, held.feedback), (of.decisions, held.decisions)):
             for entries in stream_entries(client, stream, last):
                 for entry_id, fields in entries:
                     record = read_entry(stream, entry_id.decode(), fields, validator)
@@ -107,16 +110,17 @@ def _has_room(sums: UserSums | None, record: Feedback | Decision) -> bool:
     return len({*(sums.cluster_ids if sums is not None else ()), *named}) <= MAX_CLUSTERS
 
 
-def _waiting(client: redis.Redis) -> int:
+def _waiting(client: redis.Redis, keys: Keys) -> int:
     """Entries after the position of their partition."""
     pipeline = client.pipeline(transaction=False)
-    for number in range(names.PARTITIONS):
-        pipeline.hmget(names.STATE_KEY % number, "feedback", "decisions")
+    for number in range(PARTITIONS):
+        pipeline.hmget(keys.partition(number).state, "feedback", "decisions")
     count = 0
     for number, positions in enumerate(pipeline.execute()):
-        for key, position in zip((names.FEEDBACK_KEY, names.DECISIONS_KEY), positions, strict=True):
+        of = keys.partition(number)
+        for stream, position in zip((of.feedback, of.decisions), positions, strict=True):
             start = "(" + position.decode() if position else "-"
-            count += len(client.xrange(key % number, min=start))
+            count += len(client.xrange(stream, min=start))
     return count
 
 

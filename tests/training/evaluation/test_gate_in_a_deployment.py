@@ -15,9 +15,9 @@ from bandit.model.linear_model import LinearModel, weight_count
 from bandit.policy.logged_inputs import INPUTS
 from bandit.policy.policy_rows import ROW_POLICIES, Rows
 from bandit.types import Prior, Rate
-from feature_repo import names
 from tests.conftest import Deployment
 from tests.strategies import NOW, linear_model
+from tests.tables_made import KEYS
 from training.evaluation.gate import evaluate, promote_if_better, roll_back_if_worse
 from training.models.outcomes import OUTCOMES, outcomes_file, outcomes_writer
 from training.models.promote import promote
@@ -82,7 +82,7 @@ def two(learning: Deployment) -> Deployment:
 def test_the_first_model_serves_when_nothing_can_be_told_and_not_when_it_is_certainly_not_better(two: Deployment) -> None:
     assert promote_if_better(two.settings, version="2").version == "2"  # no log at all
     write_log(outcomes_file(two.settings), model(0.2), "")
-    two.redis.delete(names.CHAMPION_KEY)
+    two.redis.delete(KEYS.champion)
     ModelRegistry(two.settings)._client.delete_registered_model_alias("query-rewards", "champion")
     with pytest.raises(NotBetterError, match="version 2 against logged: not better"):
         promote_if_better(two.settings, version="2")

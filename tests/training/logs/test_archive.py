@@ -20,13 +20,13 @@ from bandit.rewards.feedback import MAX_RECORD_BYTES
 from bandit.settings.load import Settings
 from feature_repo import names
 from feature_repo.connection import client_of
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS, partition
 from serving.decision_log import append_command
 from serving.feedback_log import FeedbackLog
 from serving.redis_io.breaker import CircuitBreaker
 from serving.redis_io.connections import Connections
 from tests.conftest import Deployment
-from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, write_feedback
+from tests.tables_made import DAY, HOUR, KEYS, MINUTE, NOW, decision, feedback, feedback_table, write_feedback
 from training.features.fold import fold
 from training.logs import archive as step
 from training.logs.archive import compact, move_logs
@@ -40,7 +40,7 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 def log(settings: Settings, decisions: list[Decision]) -> None:
     """Log as serving does."""
     wire = Connections(settings.redis_url, CircuitBreaker(failures=1, pause=0.0), most=1, patience=5.0)
-    commands, now = [append_command(made) for made in decisions], time.monotonic()
+    commands, now = [append_command(made, KEYS) for made in decisions], time.monotonic()
     with wire.turn(now + 5.0, now + 5.0) as turn:
         assert all(isinstance(reply, bytes) for reply in turn.exchange(commands, now + 5.0))
     wire.close()
@@ -83,7 +83,7 @@ def ids(settings: Settings) -> list[str]:
 
 def left_in_redis(deployment: Deployment) -> int:
     client = deployment.redis
-    return sum(client.xlen(key % number) for number in range(names.PARTITIONS) for key in (names.DECISIONS_KEY, names.FEEDBACK_KEY))
+    return sum(client.xlen(key) for of in map(KEYS.partition, range(PARTITIONS)) for key in (of.decisions, of.feedback))
 
 
 def test_every_field_arrives(deployment: Deployment) -> None:
@@ -204,7 +204,7 @@ def test_what_is_logged_while_a_run_writes_its_file_stays_for_the_next(deploymen
 
 
 def test_what_is_logged_in_the_same_millisecond_stays_too(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, stream = step.write_table, names.DECISIONS_KEY % partition("u")
+    write, stream = step.write_table, KEYS.of_user("u").decisions
     first, last = decision(1, at=MADE, user_id="u"), decision(2, at=MADE + 1, user_id="u")
 
     def slow(table: pa.Table, file: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_is_logged_in_the_same_millisecond_stays_too(deployment: Deployment
 def test_a_malformed_entry_is_buried_with_its_reason_and_the_rest_goes_on(deployment: Deployment, record: bytes) -> None:
     before, after = decision(1, at=MADE, user_id="u"), decision(2, at=MADE + 1, user_id="u")
     log(deployment.settings, [before])
-    stream = names.DECISIONS_KEY % partition("u")
+    stream = KEYS.of_user("u").decisions
     entry = deployment.redis.xadd(stream, {names.RECORD_FIELD: record}).decode()
     log(deployment.settings, [after])
     assert move_logs(deployment.settings).decisions == 2
@@ -237,7 +237,7 @@ def test_a_malformed_entry_is_buried_with_its_reason_and_the_rest_goes_on(deploy
 
 
 def test_only_malformed_entries_are_trimmed_too(deployment: Deployment) -> None:
-    deployment.redis.xadd(names.DECISIONS_KEY % 9, {"other field": b"x"})
+    deployment.redis.xadd(KEYS.partition(9).decisions, {"other field": b"x"})
     assert move_logs(deployment.settings).decisions == 0
     assert left_in_redis(deployment) == 0
 
@@ -371,9 +371,9 @@ def test_files_lie_in_a_folder_for_the_day_of_their_arrival(deployment: Deployme
     arrived = MADE // 1000
     records = (msgspec.msgpack.encode(feedback("e", at=MADE, user_id="u")), b"noise")
     for number, record in enumerate(records):
-        deployment.redis.xadd(names.FEEDBACK_KEY % partition("u"), {names.RECORD_FIELD: record}, id=f"{arrived}-{number}")
+        deployment.redis.xadd(KEYS.of_user("u").feedback, {names.RECORD_FIELD: record}, id=f"{arrived}-{number}")
     record = msgspec.msgpack.encode(decision(1, at=MADE, user_id="u"))
-    deployment.redis.xadd(names.DECISIONS_KEY % partition("u"), {names.RECORD_FIELD: record}, id=f"{arrived}-0")
+    deployment.redis.xadd(KEYS.of_user("u").decisions, {names.RECORD_FIELD: record}, id=f"{arrived}-0")
     move_logs(deployment.settings)
     day = datetime.fromtimestamp(MADE / 1e6, UTC).date().isoformat()
     for name in ("decisions", "feedback", "dead_letters/stream"):
@@ -397,7 +397,7 @@ UNCOUNTABLE = {
 def test_feedback_that_cannot_be_counted_is_buried_with_its_reason_and_the_rest_goes_on(
     deployment: Deployment, record: bytes, reason: str
 ) -> None:
-    stream = names.FEEDBACK_KEY % partition("u")
+    stream = KEYS.of_user("u").feedback
     for number, raw in enumerate(
         (msgspec.msgpack.encode(feedback("before", at=MADE)), record, msgspec.msgpack.encode(feedback("after", at=MADE)))
     ):
@@ -424,9 +424,9 @@ def test_with_a_stream_the_logs_are_the_streams_own(deployment: Deployment) -> N
 def test_what_a_stream_once_knew_is_forgotten_when_the_logs_are_moved_without_it(deployment: Deployment) -> None:
     client = deployment.redis
     for number in (0, 255):
-        client.hset(names.STATE_KEY % number, "commits", 1)
+        client.hset(KEYS.partition(number).state, "commits", 1)
     move_logs(deployment.settings)
-    assert not client.exists(names.STATE_KEY % 0, names.STATE_KEY % 255)
+    assert not client.exists(KEYS.partition(0).state, KEYS.partition(255).state)
 
 
 # -- compaction -------------------------------------------------------------------------------------------------------------------

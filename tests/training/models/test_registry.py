@@ -22,10 +22,9 @@ from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, model_from_bytes, sha256, weight_count
 from bandit.settings.load import Settings
-from feature_repo import names
 from serving.served_model import ServedModel
 from tests.conftest import Deployment
-from tests.tables_made import DAY, MINUTE, NOW, decision, feedback, write_decisions, write_embeddings, write_feedback, write_history
+from tests.tables_made import DAY, KEYS, MINUTE, NOW, decision, feedback, write_decisions, write_embeddings, write_feedback, write_history
 from training.clustering.cluster import cluster
 from training.features.fold import fold
 from training.models.join import join
@@ -64,13 +63,13 @@ def trained(settings: Settings, decisions: int, *, start: int = 0) -> Trained:
 
 
 def pointer(deployment: Deployment) -> dict[str, str] | None:
-    raw = deployment.redis.get(names.CHAMPION_KEY)
+    raw = deployment.redis.get(KEYS.champion)
     return None if raw is None else msgspec.msgpack.decode(raw, type=dict[str, str])
 
 
 def served(deployment: Deployment) -> tuple[str, LinearModel]:
     """What a serving process that starts now would serve."""
-    watching = ServedModel(deployment.redis, poll_seconds=60.0)
+    watching = ServedModel(deployment.redis, KEYS, poll_seconds=60.0)
     watching.close()
     assert watching.current is not None
     return watching.current
@@ -110,7 +109,7 @@ def test_from_rows_to_serving_and_back(learning: Deployment) -> None:
     assert pointer(learning) == {"version": "1", "sha256": first.sha256}
     assert promote(settings).before == "1"
     assert pointer(learning) == {"version": "2", "sha256": second.sha256}
-    old, new = (names.MODEL_KEY % one.sha256 for one in (first, second))
+    old, new = (KEYS.model(one.sha256) for one in (first, second))
     assert 0 < learning.redis.ttl(old) <= 24 * 3600
     assert learning.redis.ttl(new) == -1
 
@@ -297,7 +296,7 @@ def test_what_serves_does_not_depend_on_the_registry(second: Deployment) -> None
     assert champion is not None
     for version in ("1", "2"):
         artifact(second.settings, version).write_bytes(b"")
-    data = second.redis.get(names.MODEL_KEY % champion["sha256"])
+    data = second.redis.get(KEYS.model(champion["sha256"]))
     assert model_from_bytes(data, champion["sha256"]).manifest.rows == 1
     assert served(second)[0] == "1"
 

@@ -18,9 +18,9 @@ from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.rewards.lineage import Move, Reclustering
 from bandit.rewards.sums import MAX_CLUSTERS
 from feature_repo import names
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS, partition
 from tests.streamed import Killed, Streamed
-from tests.tables_made import DAY, HOUR, MINUTE, decision, feedback
+from tests.tables_made import DAY, HOUR, KEYS, MINUTE, decision, feedback
 from training.logs.lineage import write_lineage
 from training.stream import archiver
 from training.stream.archiver import Archiver
@@ -107,9 +107,9 @@ def test_a_repeated_event_counts_once_across_steps_buckets_and_consumers(streame
     streamed.send([event, made])
     streamed.drain(first)
     bucket = streamed.now // (DAY)
-    seen = names.SEEN_KEY % (partition("u"), bucket)
+    seen = KEYS.of_user("u").seen(bucket)
     assert streamed.redis.scard(seen) == 2
-    streamed.redis.rename(seen, names.SEEN_KEY % (partition("u"), bucket - 1))  # as if it had come the day before
+    streamed.redis.rename(seen, KEYS.of_user("u").seen(bucket - 1))  # as if it had come the day before
     first.close()
     second = streamed.consumer()
     streamed.send([event, made])
@@ -122,7 +122,7 @@ def test_a_flood_of_one_event_is_one_event(streamed: Streamed) -> None:
     event, consumer = feedback("e", at=streamed.now, user_id="u"), streamed.consumer()
     streamed.send([event] * 20_000)
     assert streamed.drain(consumer) == 20_000
-    assert streamed.redis.scard(names.SEEN_KEY % (partition("u"), streamed.now // DAY)) == 1
+    assert streamed.redis.scard(KEYS.of_user("u").seen(streamed.now // DAY)) == 1
     streamed.assert_exact([event])
 
 
@@ -130,18 +130,18 @@ def test_seen_ids_live_until_their_event_cannot_come_again_and_no_longer(streame
     consumer = streamed.consumer()
     streamed.send(streamed.events(50))
     streamed.drain(consumer)
-    for key in streamed.redis.scan_iter("qr:*:seen:*"):
+    for key in streamed.redis.scan_iter(KEYS.every_partition.seen("*")):
         assert (3 * DAY) // 1_000_000 <= streamed.redis.ttl(key) <= (3 * DAY + FUTURE_TOLERANCE + 2 * MINUTE) // 1_000_000
 
 
 def test_what_waited_until_its_repetitions_were_forgotten_still_counts_once(streamed: Streamed) -> None:
     event = feedback("e", at=streamed.now - 5 * DAY, user_id="u")
-    stream, record = names.FEEDBACK_KEY % partition("u"), {names.RECORD_FIELD: msgspec.msgpack.encode(event)}
+    stream, record = KEYS.of_user("u").feedback, {names.RECORD_FIELD: msgspec.msgpack.encode(event)}
     first = streamed.consumer()
     streamed.redis.xadd(stream, record, id=f"{(streamed.now - 4 * DAY) // 1000}-0")
     streamed.drain(first)
     first.close()
-    for key in streamed.redis.scan_iter("qr:*:seen:*"):  # four days without a consumer
+    for key in streamed.redis.scan_iter(KEYS.every_partition.seen("*")):  # four days without a consumer
         streamed.redis.delete(key)
     streamed.redis.xadd(stream, record, id=f"{(streamed.now - 4 * DAY) // 1000}-1")
     streamed.drain(streamed.consumer())
@@ -165,7 +165,7 @@ def test_an_owner_that_was_frozen_past_its_lease_cannot_commit(streamed: Streame
     streamed.drain(new)
     streamed.send(events[200:])
     old._commit(works)
-    assert old.partitions < names.PARTITIONS
+    assert old.partitions < PARTITIONS
     streamed.drain(new)
     streamed.assert_exact(events)
 
@@ -227,7 +227,7 @@ def test_two_consumers_share_the_work_and_count_nothing_twice(streamed: Streamed
         for consumer in (one, other):
             consumer._leases._due = 0.0
             consumer.step(block=False)
-    assert one.partitions == other.partitions == names.PARTITIONS // 2
+    assert one.partitions == other.partitions == PARTITIONS // 2
     streamed.drain(one)
     streamed.drain(other)
     streamed.assert_exact(events)
@@ -348,25 +348,26 @@ def test_a_redis_that_lost_everything_is_filled_again_from_the_logs(streamed: St
 def test_bad_records_are_buried_with_a_reason_and_the_others_go_on(streamed: Streamed) -> None:
     consumer, now = streamed.consumer(), streamed.now
     good = [feedback(f"good{number}", at=now - number, user_id="u") for number in range(3)]
+    of = KEYS.of_user("u")
     bad: list[tuple[str, dict[str, bytes], str]] = [
-        (names.FEEDBACK_KEY, {"r": b"\xc1 noise"}, "not a feedback event"),
-        (names.FEEDBACK_KEY, {"other": b"x"}, "not a feedback event"),
-        (names.FEEDBACK_KEY, {"r": b"\x81\xa1x" + b"\x91" * 8000}, "not a feedback event"),
-        (names.FEEDBACK_KEY, {"r": b"x" * 10 * 1024 * 1024}, "10485760 bytes"),
-        (names.FEEDBACK_KEY, {"r": msgspec.msgpack.encode(feedback("bad1", at=now, user_id="u", action="bookmark"))}, "action"),
-        (names.FEEDBACK_KEY, {"r": msgspec.msgpack.encode(feedback("bad2", at=now + HOUR, user_id="u"))}, "occurred_at"),
-        (names.FEEDBACK_KEY, {"r": msgspec.msgpack.encode(feedback("bad3", at=now - 9 * DAY, user_id="u"))}, "occurred_at"),
-        (names.FEEDBACK_KEY, {"r": msgspec.msgpack.encode(feedback("bad4", at=now, user_id="a\0"))}, "user_id: control"),
-        (names.FEEDBACK_KEY, {"r": msgspec.msgpack.encode(feedback("bad5", at=now, user_id="elsewhere"))}, "user_id: its events"),
-        (names.FEEDBACK_KEY, {"l": b"\xc1"}, "not a reclustering"),
-        (names.DECISIONS_KEY, {"r": b"\xc1 noise"}, "not a decision"),
-        (names.DECISIONS_KEY, {"r": msgspec.msgpack.encode(decision(1, at=now + HOUR, user_id="u"))}, "decided_at"),
-        (names.DECISIONS_KEY, {"r": msgspec.msgpack.encode(decision(2, at=now, user_id="u", seed=2**63))}, "seed"),
-        (names.DECISIONS_KEY, {"r": msgspec.msgpack.encode(decision(3, at=now, user_id="elsewhere"))}, "user_id: its events"),
+        (of.feedback, {"r": b"\xc1 noise"}, "not a feedback event"),
+        (of.feedback, {"other": b"x"}, "not a feedback event"),
+        (of.feedback, {"r": b"\x81\xa1x" + b"\x91" * 8000}, "not a feedback event"),
+        (of.feedback, {"r": b"x" * 10 * 1024 * 1024}, "10485760 bytes"),
+        (of.feedback, {"r": msgspec.msgpack.encode(feedback("bad1", at=now, user_id="u", action="bookmark"))}, "action"),
+        (of.feedback, {"r": msgspec.msgpack.encode(feedback("bad2", at=now + HOUR, user_id="u"))}, "occurred_at"),
+        (of.feedback, {"r": msgspec.msgpack.encode(feedback("bad3", at=now - 9 * DAY, user_id="u"))}, "occurred_at"),
+        (of.feedback, {"r": msgspec.msgpack.encode(feedback("bad4", at=now, user_id="a\0"))}, "user_id: control"),
+        (of.feedback, {"r": msgspec.msgpack.encode(feedback("bad5", at=now, user_id="elsewhere"))}, "user_id: its events"),
+        (of.feedback, {"l": b"\xc1"}, "not a reclustering"),
+        (of.decisions, {"r": b"\xc1 noise"}, "not a decision"),
+        (of.decisions, {"r": msgspec.msgpack.encode(decision(1, at=now + HOUR, user_id="u"))}, "decided_at"),
+        (of.decisions, {"r": msgspec.msgpack.encode(decision(2, at=now, user_id="u", seed=2**63))}, "seed"),
+        (of.decisions, {"r": msgspec.msgpack.encode(decision(3, at=now, user_id="elsewhere"))}, "user_id: its events"),
     ]
     streamed.send(good[:1])
     for key, fields, _ in bad:
-        streamed.redis.xadd(key % partition("u"), fields)
+        streamed.redis.xadd(key, fields)
     streamed.send(good[1:])
     assert streamed.drain(consumer) == len(good) + len(bad)
     reasons = sorted(streamed.dead())
@@ -378,7 +379,7 @@ def test_bad_records_are_buried_with_a_reason_and_the_others_go_on(streamed: Str
     consumer.close()
     assert sorted(streamed.archived("dead_letters/stream", "reason")) == reasons
     assert max(len(record) for record in streamed.archived("dead_letters/stream", "record")) == 64 * 1024
-    assert max(streamed.redis.memory_usage(key) for key in streamed.redis.scan_iter("qr:*:dead_letters")) < 64 * 1024
+    assert max(streamed.redis.memory_usage(key) for key in streamed.redis.scan_iter(KEYS.every_partition.dead_letters)) < 64 * 1024
     assert sorted(streamed.archived()) == sorted(event.event_id for event in good)
     streamed.assert_exact(good)
 
@@ -394,7 +395,7 @@ def test_a_user_of_ten_thousand_clusters_gets_as_many_as_are_allowed_and_the_res
     taken = [*events[:MAX_CLUSTERS], again]
     streamed.assert_exact(taken)
     assert streamed.total("dead_letters") == 9001
-    assert streamed.redis.strlen(names.SUMS_KEY % (partition("u"), "u")) < 100_000
+    assert streamed.redis.strlen(KEYS.of_user("u").sums("u")) < 100_000
     streamed.let_leases_run_out()
     heir = streamed.consumer()  # the logs that it writes for the dead one hold no more than was counted
     heir.step(block=False)
@@ -498,17 +499,17 @@ def test_a_commit_of_an_old_fence_or_an_old_count_changes_nothing(streamed: Stre
     consumer.step(block=False)
     held = consumer._owned[7]
     change = Commit(feedback="5-0", decisions="0-0", ids=[b"x"], dead=[(b"r", "why")], sums={"u": b"sums"})
-    before = {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("qr:{7}:*")}
+    before = {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("{query_rewards:7}:*")}
     for fence, commits in ((held.fence - 1, 0), (held.fence + 1, 0), (held.fence, 1)):
         stale = type(held)(number=7, fence=fence, commits=commits, feedback="0-0", decisions="0-0")
         pipeline = streamed.redis.pipeline(transaction=False)
         consumer._state.commit(pipeline, stale, change, streamed.now)
         assert pipeline.execute() == [0]
-    assert {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("qr:{7}:*")} == before
+    assert {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("{query_rewards:7}:*")} == before
     pipeline = streamed.redis.pipeline(transaction=False)
     consumer._state.commit(pipeline, held, change, streamed.now)
     assert pipeline.execute() == [1]
-    assert streamed.redis.get(names.SUMS_KEY % (7, "u")) == b"sums"
+    assert streamed.redis.get(KEYS.partition(7).sums("u")) == b"sums"
 
 
 def test_an_owner_that_lost_its_partition_removes_no_sums_of_the_new_one(streamed: Streamed) -> None:
@@ -517,5 +518,5 @@ def test_an_owner_that_lost_its_partition_removes_no_sums_of_the_new_one(streame
     streamed.send([event])
     streamed.drain(consumer)
     number = partition("u")
-    consumer._state.forget(number, consumer._owned[number].fence - 1, [(names.SUMS_KEY % (number, "u")).encode()])
+    consumer._state.forget(number, consumer._owned[number].fence - 1, [(KEYS.partition(number).sums("u")).encode()])
     streamed.assert_exact([event])

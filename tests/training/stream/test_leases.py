@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import pytest
 import redis
 
-from feature_repo import names
+from feature_repo.keys import PARTITIONS
+from tests.tables_made import KEYS
 from training.stream.leases import Leases
 
-ALL = set(range(names.PARTITIONS))
+ALL = set(range(PARTITIONS))
 FOREVER = 1000.0
 
 
@@ -27,7 +28,7 @@ class Clock:
 
 
 def process(url: str, *, seconds: float = FOREVER, owner: str = "", clock: Clock | None = None) -> Leases:
-    return Leases(redis.Redis.from_url(url), owner or uuid.uuid4().hex, seconds=seconds, clock=clock or time.monotonic)
+    return Leases(redis.Redis.from_url(url), KEYS, owner or uuid.uuid4().hex, seconds=seconds, clock=clock or time.monotonic)
 
 
 def settle(processes: Sequence[Leases], rounds: int = 3) -> list[set[int]]:
@@ -38,7 +39,7 @@ def settle(processes: Sequence[Leases], rounds: int = 3) -> list[set[int]]:
 
 
 def owners(url: str) -> list[bytes | None]:
-    return redis.Redis.from_url(url).mget([names.LEASE_KEY % number for number in range(names.PARTITIONS)])
+    return redis.Redis.from_url(url).mget([KEYS.partition(number).lease for number in range(PARTITIONS)])
 
 
 def test_one_process_takes_everything_at_once(empty_redis: str) -> None:
@@ -46,7 +47,7 @@ def test_one_process_takes_everything_at_once(empty_redis: str) -> None:
     assert one.due
     assert one.balance() == ALL
     assert set(one.fences) == ALL
-    assert owners(empty_redis) == [b"a" * 32] * names.PARTITIONS
+    assert owners(empty_redis) == [b"a" * 32] * PARTITIONS
     assert min(one.fences.values()) > 1_700_000_000  # the clock's: they do not begin again when Redis has lost them
 
 
@@ -55,10 +56,10 @@ def test_what_is_owned_is_renewed_and_not_taken_again(empty_redis: str) -> None:
     one.balance()
     before = dict(one.fences)
     for number in ALL:
-        client.pexpire(names.LEASE_KEY % number, 50_000)
+        client.pexpire(KEYS.partition(number).lease, 50_000)
     assert one.balance() == set()
     assert one.fences == before
-    assert all(client.pttl(names.LEASE_KEY % number) > 900_000 for number in ALL)
+    assert all(client.pttl(KEYS.partition(number).lease) > 900_000 for number in ALL)
 
 
 def test_leases_are_renewed_three_times_in_their_life(empty_redis: str) -> None:
@@ -99,8 +100,8 @@ def test_processes_share_fairly_and_nothing_is_owned_twice_or_by_nobody(empty_re
     processes += [process(empty_redis) for _ in range(count - 1)]  # who comes later gets its part too
     parts = settle(processes)
     assert set.union(*parts) == ALL
-    assert sum(len(part) for part in parts) == names.PARTITIONS
-    assert max(len(part) for part in parts) <= -(-names.PARTITIONS // count)
+    assert sum(len(part) for part in parts) == PARTITIONS
+    assert max(len(part) for part in parts) <= -(-PARTITIONS // count)
 
 
 def test_what_is_given_back_can_be_taken_by_others(empty_redis: str) -> None:
@@ -120,7 +121,7 @@ def test_nobody_gives_back_what_is_anothers(empty_redis: str) -> None:
     time.sleep(0.25)
     heir.balance()
     dead.leave()
-    assert owners(empty_redis) == [b"b" * 32] * names.PARTITIONS
+    assert owners(empty_redis) == [b"b" * 32] * PARTITIONS
 
 
 def test_who_leaves_gives_everything_back_and_counts_no_more(empty_redis: str) -> None:
@@ -128,7 +129,7 @@ def test_who_leaves_gives_everything_back_and_counts_no_more(empty_redis: str) -
     settle([one, other])
     one.leave()
     assert one.fences == {}
-    assert len(redis.Redis.from_url(empty_redis).zrange(names.WORKERS_KEY, 0, -1)) == 1
+    assert len(redis.Redis.from_url(empty_redis).zrange(KEYS.workers, 0, -1)) == 1
     other.balance()
     assert set(other.fences) == ALL
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bandit.rewards.sums import SumsDefinition, UserSums
-from feature_repo import names
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS
 from tests.streamed import Streamed
-from tests.tables_made import DAY, HOUR, decision, feedback, write_decisions, write_feedback
+from tests.tables_made import DAY, HOUR, KEYS, decision, feedback, write_decisions, write_feedback
 from training.logs.archive import move_logs
 from training.stream.rebuild import users_from_logs
 from training.stream.run import stream
@@ -54,7 +53,7 @@ def test_no_logs_are_no_users(streamed: Streamed) -> None:
     assert list(users_from_logs(streamed.settings, definition(streamed))) == []
     consumer = streamed.consumer()
     assert streamed.drain(consumer) == 0
-    assert consumer.partitions == names.PARTITIONS
+    assert consumer.partitions == PARTITIONS
 
 
 def test_sums_from_the_logs_are_in_order_of_cluster_and_at_the_time_of_the_latest_event(streamed: Streamed) -> None:
@@ -83,7 +82,7 @@ def test_other_weights_or_half_lives_make_the_sums_anew(streamed: Streamed, chan
 
 def test_sums_that_no_log_knows_are_removed(streamed: Streamed) -> None:
     user = "ghost"
-    key = names.SUMS_KEY % (partition(user), user)
+    key = KEYS.of_user(user).sums(user)
     streamed.redis.set(key, UserSums(definition(streamed)).to_bytes())
     streamed.drain(streamed.consumer())
     assert not streamed.redis.exists(key)
@@ -104,7 +103,7 @@ def test_a_rebuild_that_was_broken_off_is_begun_again(streamed: Streamed, monkey
         patched.setattr(type(consumer._state), "begin", gone)
         with pytest.raises(Gone):
             consumer.step(block=False)
-    assert not any(streamed.redis.exists(names.STATE_KEY % number) for number in range(names.PARTITIONS))
+    assert not any(streamed.redis.exists(KEYS.partition(number).state) for number in range(PARTITIONS))
     streamed.let_leases_run_out()
     streamed.drain(streamed.consumer())
     streamed.assert_exact(events)
@@ -117,7 +116,7 @@ def test_two_processes_rebuild_a_part_each_and_forget_nothing_of_the_others(stre
     other._leases._workers()  # both are there when the first takes its part
     one.step(block=False)
     other.step(block=False)
-    assert one.partitions == other.partitions == names.PARTITIONS // 2
+    assert one.partitions == other.partitions == PARTITIONS // 2
     streamed.assert_exact(events)
 
 
@@ -140,7 +139,7 @@ def test_an_order_to_rebuild_forgets_sums_that_went_wrong(streamed: Streamed) ->
     streamed.drain(consumer)
     consumer.close()
     user = events[0].user_id
-    streamed.redis.set(names.SUMS_KEY % (partition(user), user), UserSums(definition(streamed)).to_bytes())
+    streamed.redis.set(KEYS.of_user(user).sums(user), UserSums(definition(streamed)).to_bytes())
     assert user in verify(streamed.settings).differing
     stream(streamed.settings, lambda: False, once=True, rebuild=True)
     streamed.assert_exact(events)
@@ -151,7 +150,7 @@ def test_serving_reads_every_row_while_the_state_is_made_anew(streamed: Streamed
     streamed.send(events)
     streamed.drain(consumer)
     consumer.close()
-    streamed.redis.delete(*(names.STATE_KEY % number for number in range(names.PARTITIONS)))
+    streamed.redis.delete(*(KEYS.partition(number).state for number in range(PARTITIONS)))
     users, missing = {event.user_id for event in events}, []
     begin = type(consumer._state).begin
 
@@ -169,6 +168,6 @@ def test_what_came_before_the_window_is_in_the_sums_though_its_id_is_not_kept(st
     old, new = feedback("old", at=streamed.now - 5 * DAY, user_id="u"), feedback("new", at=streamed.now - HOUR, user_id="u")
     write_feedback(streamed.settings, [old, new])
     streamed.drain(streamed.consumer())
-    (key,) = streamed.redis.scan_iter(f"qr:{{{partition('u')}}}:seen:*")
+    (key,) = streamed.redis.scan_iter(KEYS.of_user("u").seen("*"))
     assert streamed.redis.scard(key) == 1
     streamed.assert_exact([old, new])

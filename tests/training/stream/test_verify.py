@@ -15,12 +15,12 @@ from bandit.errors import Status
 from bandit.records import Feedback
 from bandit.rewards.sums import Term, UserSums
 from feature_repo import names
-from feature_repo.partitions import partition
+from feature_repo.keys import PARTITIONS
 from feature_repo.store import open_store
 from query_rewards import main
 from tests.ports import free_port
 from tests.streamed import Streamed
-from tests.tables_made import HOUR, feedback
+from tests.tables_made import HOUR, KEYS, feedback
 from training.console import stop_event
 from training.features.feature_store import materialize
 from training.features.fold import fold
@@ -71,7 +71,7 @@ def folded(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> tuple[Streame
 
 def tampered(streamed: Streamed, user: str, *, with_row: bool) -> None:
     """One event too many in the sums of a user; in the row of the online store too, or there only."""
-    key = names.SUMS_KEY % (partition(user), user)
+    key = KEYS.of_user(user).sums(user)
     sums = UserSums(streamed.settings.reward.sums_definition(), streamed.redis.get(key))
     sums.add([Term(sums.cluster_ids[0], 1, sums.as_of - HOUR)])
     if with_row:
@@ -106,8 +106,8 @@ def test_a_row_that_was_tampered_with_is_named(folded: tuple[Streamed, list[Feed
 def test_a_user_that_the_stream_lost_or_made_up_is_named(folded: tuple[Streamed, list[Feedback]]) -> None:
     streamed, events = folded
     user = events[2].user_id
-    stored = streamed.redis.getdel(names.SUMS_KEY % (partition(user), user))
-    streamed.redis.set(names.SUMS_KEY % (partition("made up"), "made up"), stored)
+    stored = streamed.redis.getdel(KEYS.of_user(user).sums(user))
+    streamed.redis.set(KEYS.of_user("made up").sums("made up"), stored)
     assert verify(streamed.settings).differing == {user: "missing in the stream", "made up": "missing in the batch fold"}
 
 
@@ -115,7 +115,7 @@ def test_an_event_that_the_stream_lost_is_found(folded: tuple[Streamed, list[Fee
     streamed, _ = folded
     lost = feedback("lost", at=streamed.now - HOUR, user_id="u1")
     streamed.send([lost])
-    stream_key, state = names.FEEDBACK_KEY % partition("u1"), names.STATE_KEY % partition("u1")
+    stream_key, state = KEYS.of_user("u1").feedback, KEYS.of_user("u1").state
     streamed.redis.hset(state, "feedback", streamed.redis.xinfo_stream(stream_key)["last-generated-id"])
     assert list(verify(streamed.settings).differing) == ["u1"]
 
@@ -170,13 +170,13 @@ def test_a_stream_that_is_not_enabled_is_refused(streamed: Streamed, run: Run) -
 def test_a_stream_ends_once_nothing_waits_and_leaves_everything_in_order(streamed: Streamed, run: Run) -> None:
     events = streamed.events(500)
     streamed.send([*events, *events[:20]])
-    streamed.redis.xadd(names.FEEDBACK_KEY % 3, {"r": b"noise"})
+    streamed.redis.xadd(KEYS.partition(3).feedback, {"r": b"noise"})
     status, out, err = run("stream", "--once", "--json", "--settings", streamed.deployment.settings_file)
     assert status == 0, err
     assert json.loads(out) == {"entries": 521, "duplicates": 20, "dead_letters": 1}
     streamed.assert_exact(events)
     assert streamed.waiting() == 0
-    assert not streamed.redis.exists(names.WORKERS_KEY, *(names.LEASE_KEY % number for number in range(names.PARTITIONS)))
+    assert not streamed.redis.exists(KEYS.workers, *(KEYS.partition(number).lease for number in range(PARTITIONS)))
 
 
 def test_a_stream_stops_at_a_signal_in_good_order_and_answers_for_its_metrics(streamed: Streamed) -> None:
