@@ -185,8 +185,9 @@ def evaluate(
             found = gate.evaluate(settings, policy=policy, version=model, against=against)
     if report is not None:
         from training.evaluation import report as written
+        from training.logs.writing import write_whole
 
-        report.write_text(written.page(found, settings if logs is None else None), encoding="utf-8")
+        write_whole(report, written.page(found, settings if logs is None else None).encode())
     content = as_dict(found)
     show(content if as_json else {name: value for name, value in content.items() if name != "weights"}, as_json)
     if found.verdict != "better":

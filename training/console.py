@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bandit.errors import InvalidValueError, MissingExtraError, QueryRewardsError
+from bandit.errors import InvalidValueError, MissingExtraError, QueryRewardsError, Status
 from bandit.settings.load import Settings, load_settings
 from training.claim import running
 from training.lock import leased
@@ -68,6 +68,10 @@ def main() -> None:
     except QueryRewardsError as error:
         stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.status)
+    except OSError as error:  # a lock, a page or an output that the disk does not take
+        place = error.filename or "a file"
+        stderr.print(f"query-rewards: {place}: {error.strerror or error}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(Status.FAILED)
 
 
 def stop_event() -> threading.Event:
@@ -95,6 +99,7 @@ def progress_bar() -> Progress:
 def show(result: object, as_json: bool) -> None:
     """A record or a dictionary, as a table or as one line of JSON."""
     content: dict[str, Any] = result if isinstance(result, dict) else dataclasses.asdict(result)  # type: ignore[call-overload]
+    _say_put_aside(content)
     if as_json:
         typer.echo(json.dumps(content))
         return
@@ -103,6 +108,21 @@ def show(result: object, as_json: bool) -> None:
         for key, held in value.items() if isinstance(value, dict) else [("", value)]:
             table.add_row(f"{name}.{key}" if key else name, str(held))
     Console().print(table)
+
+
+def _say_put_aside(content: dict[str, Any]) -> None:
+    """What a step did not take, or not as it was, on stderr: one line each."""
+    lines = [f"put aside: {count} rows, {reason}" for reason, count in (content.get("rejected") or {}).items()]
+    lines += [f"in quarantine: {file}: {reason}" for file, reason in (content.get("quarantined") or {}).items()]
+    if content.get("normalised"):
+        lines.append(f"{content['normalised']} embeddings were not of length 1 and were brought to it")
+    if content.get("repeated"):
+        lines.append(f"{content['repeated']} rows of the history were repetitions and counted once")
+    for line in lines:
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    for inner in content.values():
+        if isinstance(inner, dict):
+            _say_put_aside(inner)
 
 
 def now() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from bandit.settings.load import DEFAULT_FILE
 from feature_repo import names
 from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
 from training.logs.tables import write_table
+from training.logs.writing import storage_errors, write_whole
 
 
 def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
@@ -23,7 +23,8 @@ def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
     Returns: each file to look at, and whether it was written now.
     """
     repository = folder / "feature_repo"
-    repository.mkdir(parents=True, exist_ok=True)
+    with storage_errors(repository):
+        repository.mkdir(parents=True, exist_ok=True)
     files = {
         folder / DEFAULT_FILE: resources.files("training") / DEFAULT_FILE,
         repository / "feature_store.yaml": resources.files("feature_repo") / "feature_store.yaml",
@@ -35,10 +36,9 @@ def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
         if target.exists():
             continue
         if settings is not None and target.name == DEFAULT_FILE:
-            target.write_text(settings, encoding="utf-8")
-            continue
-        with resources.as_file(source) as path:
-            shutil.copyfile(path, target)
+            write_whole(target, settings.encode())
+        else:
+            write_whole(target, source.read_bytes())
     empty = {
         repository / names.USER_CLUSTERS_PATH: USER_CLUSTERS,
         repository / names.CLUSTER_REWARDS_PATH / "empty.parquet": CLUSTER_REWARDS,  # so that Feast's commands find columns to read

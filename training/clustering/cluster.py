@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bandit.errors import NothingUsableError, SnapshotShrinksError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
@@ -29,10 +28,10 @@ from training.clustering.topics import item_topics, topic_history
 from training.clustering.workers import workers
 from training.logs.files import parquet_files
 from training.logs.lineage import read_lineage, write_lineage
-from training.logs.reader import Reading, read_files, rows_of, without_repetitions
+from training.logs.reader import Reading, read_files, without_repetitions
 from training.logs.rejected import Rejected
 from training.logs.schemas import ENGAGEMENTS, USER_CLUSTERS
-from training.logs.tables import write_table
+from training.logs.tables import read_own, rows_of, write_table
 
 _ENGAGEMENTS_PER_TASK = 4_000
 
@@ -169,7 +168,7 @@ def _check_users(settings: Settings, file: Path, history: Path, engaged: pa.Tabl
         raise NothingUsableError(str(history), problem)
     if not file.exists():
         return
-    last = pq.read_table(file, columns=[names.JOIN_KEY])[names.JOIN_KEY]
+    last = read_own(file, columns=[names.JOIN_KEY])[names.JOIN_KEY]
     lost = last.length() - pc.sum(pc.is_in(last, user_ids)).as_py() if len(last) else 0
     if lost > settings.intake.shrink * len(last):
         raise SnapshotShrinksError(str(file), lost, len(last), settings.intake.shrink)
@@ -201,7 +200,7 @@ def _made_as_of(file: Path) -> int:
     """Time of the snapshot on disk, 0 when there is none."""
     if not file.exists():
         return 0
-    times = pq.read_table(file, columns=[names.TIMESTAMP])[names.TIMESTAMP]
+    times = read_own(file, columns=[names.TIMESTAMP])[names.TIMESTAMP]
     return pc.max(times.cast(pa.int64())).as_py() or 0
 
 

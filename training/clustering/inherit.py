@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bandit.errors import InvalidValueError
 from bandit.rewards.lineage import Reclustering, recluster
@@ -23,7 +22,7 @@ from training.clustering.groups import starts_of
 from training.clustering.pinnersage import UserClusters
 from training.logs.lineage import Lineage, lineage_folder, read_lineage, timed_file, timed_files
 from training.logs.schemas import MEMBERS
-from training.logs.tables import write_table
+from training.logs.tables import read_own, write_table
 
 Clusters = dict[str, list[str]]
 
@@ -49,7 +48,7 @@ def inherit(
 
     Raises: InvalidValueError when `effective_at` is not after the last reclustering's.
     """
-    old = pq.read_table(timed_file(_folder(settings), last), schema=MEMBERS) if last is not None else MEMBERS.empty_table()
+    old = read_own(timed_file(_folder(settings), last), MEMBERS) if last is not None else MEMBERS.empty_table()
     history = read_lineage(settings, as_of - 1)
     latest = max((changes[-1].effective_at for changes in history.values()), default=-1)
     if effective_at <= latest:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidSettingError
 from bandit.ope.estimators.state import State, state_of
@@ -17,6 +16,7 @@ from bandit.ope.lift import absolute_lift
 from bandit.ope.sample_ratio import sample_ratio_p
 from bandit.settings.load import Settings
 from bandit.types import Floats
+from training.logs.tables import read_own
 from training.models.outcomes import outcomes_file
 
 _MISMATCH = 1e-3  # chance of the split below which its cause is to be found before anything is read from it
@@ -45,7 +45,7 @@ def report(settings: Settings) -> Report:
     file = outcomes_file(settings)
     if not file.exists():
         raise EmptyLogError("log of outcomes", f"{file}; run `query-rewards join` first")
-    table = pq.read_table(file, columns=["user_id", "arm", "shown", "rewards"])
+    table = read_own(file, columns=["user_id", "arm", "shown", "rewards"])
     users = by_user(table)
     arms = {name: _arm(users.filter(pc.equal(users["arm"], name)), settings.gate.alpha) for name in shares}
     counts = [arm["users"] for arm in arms.values()]

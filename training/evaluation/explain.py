@@ -16,8 +16,8 @@ from bandit.policy.scores import POLICIES, Candidates
 from bandit.policy.splitmix import SplitMix64
 from bandit.settings.load import Settings
 from bandit.types import Floats, Ints, Prior, Rate
+from training.logs.open_logs import open_log
 from training.logs.schemas import DECISIONS
-from training.logs.tables import log_files
 from training.models.registry import ModelRegistry
 
 SAME, NOT_REPEATABLE = "same bytes", "not repeatable"
@@ -45,8 +45,8 @@ def explain(settings: Settings, decision_id: str) -> Explained:
 
     Raises: UnknownDecisionError, EmptyLogError, InvalidTableError.
     """
-    files = log_files(settings.data_path / "decisions", "decision log", DECISIONS)
-    rows = ds.dataset(files, schema=DECISIONS).to_table(filter=ds.field("decision_id") == decision_id).to_pylist()
+    with open_log(settings, "decisions", now=None) as log:
+        rows = ds.dataset(log.files(), schema=DECISIONS).to_table(filter=ds.field("decision_id") == decision_id).to_pylist()
     if not rows:
         raise UnknownDecisionError(decision_id, str(settings.data_path / "decisions"))
     row = rows[0]

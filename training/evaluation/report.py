@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 import ibis
+import ibis.expr.types as ir
 import pandas as pd
 
 from bandit.errors import EmptyLogError
@@ -16,8 +17,7 @@ from bandit.settings.load import Settings
 from training.evaluation.page import html_page
 from training.evaluation.result import Evaluation
 from training.logs.engine import engine, epoch_us
-from training.logs.schemas import FEEDBACK
-from training.logs.tables import log_files
+from training.logs.open_logs import open_log
 
 _DELAYS = [("1 min", 1), ("5 min", 5), ("15 min", 15), ("1 h", 60), ("6 h", 360), ("1 day", 1440), ("later", 10**9)]
 
@@ -46,10 +46,13 @@ def page(found: Evaluation, settings: Settings | None) -> str:
 def maturity(settings: Settings) -> list[dict[str, Any]]:
     """Engagements by the time since the impression of the same item behind the same query, in bins; empty without a feedback log."""
     try:
-        files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
+        with open_log(settings, "feedback", now=None) as log:
+            return _delays(log.read(engine()).distinct(on="event_id"))
     except EmptyLogError:
         return []
-    events = engine().read_parquet(files).select(FEEDBACK.names).distinct(on="event_id")
+
+
+def _delays(events: ir.Table) -> list[dict[str, Any]]:
     events = events.mutate(at=epoch_us(events.occurred_at))
     key = ["decision_id", "query_id", "item_id"]
     shown = events.filter(events.action == IMPRESSION).group_by(*key).agg(shown_at=ibis._.at.min())

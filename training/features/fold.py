@@ -6,8 +6,7 @@ no special case, two partial sums merge by addition, and moving T is one multipl
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,26 +18,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bandit.errors import EmptyLogError, InvalidTableError
-from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.rewards.sums import DRAWN, SumsDefinition
 from bandit.settings.load import Settings
 from bandit.types import SUM_NAMES, SUMS
 from feature_repo import names
 from training.logs.engine import deduplicated, engine, epoch_us
 from training.logs.lineage import Lineage, credited, read_lineage
-from training.logs.schemas import CLUSTER_REWARDS, DECISIONS, EVENTS, FEEDBACK, RECLUSTERINGS
-from training.logs.tables import log_files, may_be_null, read_table, write_table
+from training.logs.open_logs import Log, open_log, put_aside, read_snapshots
+from training.logs.schemas import CLUSTER_REWARDS, EVENTS, RECLUSTERINGS
+from training.logs.tables import write_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
-    """What a fold did: users written, clusters in them, events counted once."""
+    """What a fold did: users written, clusters in them, events counted once; rows and files put aside, with the reason."""
 
     users: int
     clusters: int
     events: int
     as_of: int
+    rejected: Mapping[str, int]
+    quarantined: Mapping[str, str]
     file: str
 
 
@@ -102,18 +102,18 @@ def rows_per_user(cluster_sums: ir.Table, *, as_of: int) -> pa.Table:
     )
 
 
-def read_draws(connection: ibis.BaseBackend, folder: Path, extra: pa.Table | None = None) -> ir.Table:
+def read_draws(connection: ibis.BaseBackend, log: Log, extra: pa.Table | None = None) -> ir.Table:
     """One row per drawn query of the decision log: user_id, cluster_id, drawn_at; none when there is no log yet.
 
     Args:
         connection: the engine.
-        folder: of the log.
+        log: of decisions.
         extra: decisions beside those of the log, `DECISIONS` rows; the same decision_id counts once.
     """
     columns = ["decision_id", "user_id", "decided_at", "queries"]
-    decisions = ibis.memtable((extra if extra is not None else DECISIONS.empty_table()).select(columns))
-    with contextlib.suppress(EmptyLogError):
-        decisions = connection.read_parquet(log_files(folder, "decision log", DECISIONS)).select(columns).union(decisions)
+    decisions = log.read(connection).select(columns)
+    if extra is not None:
+        decisions = decisions.union(ibis.memtable(extra.select(columns)))
     decisions = decisions.distinct(on="decision_id")
     queries = decisions.select("user_id", "decided_at", query=decisions.queries.unnest())
     return queries.select("user_id", cluster_id=queries.query.cluster_id, drawn_at=queries.decided_at)
@@ -124,20 +124,18 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
 
     Users without news need no row: their sums only fade, and serving moves those to the time of the request.
 
-    Raises: EmptyLogError, InvalidTableError (unknown action, null, naive or future time).
+    Raises: EmptyLogError, TooManyBadRowsError, InvalidTableError.
     """
-    files = log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)
     definition, lineage = settings.reward.sums_definition(), read_lineage(settings, as_of)
     connection = engine()
-    events = connection.read_parquet(files).select(FEEDBACK.names)
-    _check_events(events, files, definition.scheme.action_types, now)
-    draws = read_draws(connection, settings.data_path / "decisions")
-    cluster_sums = sums(events, draws, as_of=as_of, definition=definition, lineage=lineage)
-    table = rows_per_user(cluster_sums, as_of=as_of)
+    with open_log(settings, "feedback", now=now) as feedback, open_log(settings, "decisions", now=now, required=False) as decisions:
+        draws = read_draws(connection, decisions)
+        cluster_sums = sums(feedback.read(connection), draws, as_of=as_of, definition=definition, lineage=lineage)
+        table = rows_per_user(cluster_sums, as_of=as_of)
     gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
     table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
-    news = table.filter(_unseen(connection, folder, table, as_of))
+    news = table.filter(_unseen(connection, settings, table, as_of))
     file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
     if news.num_rows or not file.parent.exists():
         _drop_former_columns(folder)
@@ -147,6 +145,7 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
         clusters=pc.sum(pc.list_value_length(news[names.CLUSTER_IDS])).as_py() or 0,
         events=pc.sum(table[EVENTS]).as_py() or 0,
         as_of=as_of,
+        **put_aside(feedback, decisions),
         file=str(file),
     )
 
@@ -159,11 +158,11 @@ def _drop_former_columns(folder: Path) -> None:
             write_table(pq.read_table(file, partitioning=None).drop_columns(list(former)), file)
 
 
-def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: int) -> pa.Array:
+def _unseen(connection: ibis.BaseBackend, settings: Settings, table: pa.Table, as_of: int) -> pa.Array:
     """Mask of the users whose number of events, or of reclusterings, differs from their newest earlier snapshot."""
     seen: dict[str, tuple[int, int]] = {}
-    if any(folder.glob("*.parquet")):
-        past = connection.read_parquet(str(folder / "*.parquet"), union_by_name=True)
+    past = read_snapshots(settings, connection)
+    if past is not None:
         if RECLUSTERINGS not in past.columns:
             past = past.mutate(**{RECLUSTERINGS: ibis.literal(0)})
         past = past.filter(past[names.AS_OF] < as_of)
@@ -175,20 +174,3 @@ def _unseen(connection: ibis.BaseBackend, folder: Path, table: pa.Table, as_of: 
         seen = dict(zip(columns["user_id"], zip(columns["events"], columns["reclusterings"], strict=True), strict=True))
     rows = zip(*(table[name].to_pylist() for name in ("user_id", EVENTS, RECLUSTERINGS)), strict=True)
     return pa.array([seen.get(user) != (events, reclusterings) for user, events, reclusterings in rows], pa.bool_())
-
-
-def _check_events(events: ir.Table, files: Sequence[str], actions: Sequence[str], now: int) -> None:
-    """One cheap aggregate over the log; only when it finds something are the files read one by one for the place."""
-    problems = (
-        events.aggregate(
-            nulls=ibis.or_(*(events[column].isnull() for column in [*may_be_null(files, FEEDBACK.names), "occurred_at"])).sum(),
-            unknown=events.action.notin(list(actions)).sum(),
-            latest=epoch_us(events.occurred_at.max()),
-        )
-        .to_pyarrow()
-        .to_pylist()[0]
-    )
-    if problems["nulls"] or problems["unknown"] or (problems["latest"] or 0) > now + FUTURE_TOLERANCE:
-        for file in files:
-            read_table(file, FEEDBACK, now=now, actions=actions)
-        raise InvalidTableError(files[0], "the feedback log changed while it was read")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import redis
 
 from bandit.model.linear_model import sha256
@@ -22,8 +21,10 @@ from feature_repo.connection import connect, translated
 from feature_repo.keys import PARTITIONS, Keys, parse, partition
 from training.logs.decisions import decision_table, read_decision
 from training.logs.feedback import feedback_table
+from training.logs.files import below
+from training.logs.open_logs import open_log
 from training.logs.schemas import DEAD_LETTERS
-from training.logs.tables import write_table
+from training.logs.tables import read_own, write_table
 
 _READ_AT_ONCE = 1000
 _ROWS_PER_FILE = 50_000
@@ -82,7 +83,7 @@ class Batch:
         ):
             rows = getattr(self, log.partition("_")[0])
             if rows:
-                write_table(table(rows), data / log / _file_name(arrived, ids))
+                write_table(table(rows), data / log / _file_name(arrived, ids), checked=True)
 
     def trim(self, client: redis.Redis) -> None:
         """Remove what was written from the streams."""
@@ -170,18 +171,23 @@ def after(entry_id: str) -> str:
 def compact(settings: Settings, *, now: int) -> int:
     """Put the files of each past day into one, every event and decision once; returns the number of files that went.
 
-    The whole is on disk before its parts are removed: a crash in between leaves rows twice, which count once.
+    The whole is on disk before its parts are removed: a crash in between leaves rows twice, which count once. A file with rows that
+    cannot be used stays as it is, columns that are not ours go.
     """
     removed = 0
     today = datetime.fromtimestamp((now - FUTURE_TOLERANCE) / 1e6, UTC).date().isoformat()
-    for log, key in (("decisions", "decision_id"), ("feedback", "event_id")):
-        for day in sorted((settings.data_path / log).glob("????-??-??")):
-            files = sorted(day.glob("*.parquet"))
-            if day.name >= today or len(files) < 2:
+    for log_name, key in (("decisions", "decision_id"), ("feedback", "event_id")):
+        for day in sorted((settings.data_path / log_name).glob("????-??-??")):
+            if day.name >= today or len(below(day)) < 2:
                 continue
-            table = pa.concat_tables([pq.read_table(file) for file in files])
+            with open_log(settings, log_name, now=now, folder=day, required=False, tolerate=False) as log:
+                parts = [part for part in log.parts if not part.bad]
+                if len(parts) < 2:
+                    continue
+                table = pa.concat_tables([read_own(part.clean, log.schema) for part in parts])
             table = table.take(_first_of_each(table[key])).sort_by(key)
-            write_table(table, day / f"day-{sha256(''.join(file.name for file in files).encode())[:16]}.parquet")
+            files = [part.file for part in parts]
+            write_table(table, day / f"day-{sha256(''.join(file.name for file in files).encode())[:16]}.parquet", checked=True)
             for file in files:
                 file.unlink()
             removed += len(files) - 1

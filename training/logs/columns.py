@@ -15,7 +15,7 @@ from bandit.rewards.feedback import FUTURE_TOLERANCE
 Mask = npt.NDArray[np.bool_]
 Problems = Iterator[tuple[str, Mask]]
 IDS = frozenset({"event_id", "decision_id", "user_id", "cluster_id", "query_id", "item_id"})
-_CONTROL = "[" + "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in CONTROL) + "]"
+CONTROL_PATTERN = "[" + "".join(rf"\x{{{first:x}}}-\x{{{last:x}}}" for first, last in CONTROL) + "]"
 _LAST_TIME = 253_402_300_799_999_999  # the end of the year 9999, UTC microseconds
 _PER_MICROSECOND = {"s": -1_000_000, "ms": -1000, "us": 1, "ns": 1000}  # below 0: microseconds of one unit
 _WAYS_OUT = {
@@ -81,7 +81,7 @@ def id_problems(values: pa.Array) -> Problems:
     yield "empty", _mask(pc.equal(size, 0))
     yield f"longer than {MAX_ID_BYTES} bytes", _mask(pc.greater(size, MAX_ID_BYTES))
     if not _plain(values):
-        yield "control characters", _mask(pc.match_substring_regex(values, _CONTROL))
+        yield "control characters", _mask(pc.match_substring_regex(values, CONTROL_PATTERN))
 
 
 def time_problems(values: pa.Array, now: int | None) -> Problems:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from bandit.errors import InvalidTableError
+from bandit.settings.load import Settings
 from bandit.settings.paths import local_path
+from training.logs.writing import write_whole
 
 
 def parquet_files(path: str | Path) -> list[Path]:
@@ -53,3 +56,16 @@ def _walk(folder: Path, above: frozenset[Path]) -> list[Path]:
 def engine_path(file: Path) -> str:
     """A name as DuckDB must be told it: there `*`, `?` and `[` are patterns, unless they stand in brackets."""
     return re.sub(r"([\[*?])", r"[\1]", str(file))
+
+
+def quarantine(settings: Settings, file: Path, reason: str) -> dict[str, str]:
+    """Move a file that does not belong into the logs to `data/quarantine`, beside a text with the reason. Returns both, by its old name."""
+    folder = settings.data_path / "quarantine" / file.parent.name
+    folder.mkdir(parents=True, exist_ok=True)
+    number, target = 0, folder / file.name
+    while os.path.lexists(target):
+        number += 1
+        target = folder / f"{number}-{file.name}"
+    file.rename(target)
+    write_whole(target.with_name(f"{target.name}.reason.txt"), f"{file}: {reason}\n".encode())
+    return {str(file): reason}

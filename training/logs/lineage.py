@@ -10,13 +10,12 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bandit.errors import InvalidTableError
 from bandit.rewards.lineage import Move, Reclustering, owner_intervals
 from bandit.settings.load import Settings
 from training.logs.schemas import LINEAGE
-from training.logs.tables import write_table
+from training.logs.tables import read_own, write_table
 
 _NAME = "%Y%m%dT%H%M%S.%f"
 _CREDIT = pa.schema(
@@ -74,9 +73,7 @@ def read_lineage(settings: Settings, until: int, *, since: int = 0) -> dict[str,
     files = [file for as_of, file in timed_files(lineage_folder(settings)).items() if since < as_of <= until]
     history: dict[str, list[Reclustering]] = {}
     for file in files:
-        if not pq.read_metadata(file).num_rows:
-            continue
-        columns = pq.read_table(file, schema=LINEAGE).to_pydict()
+        columns = read_own(file, LINEAGE).to_pydict()
         rows = zip(*(columns[name] for name in LINEAGE.names), strict=True)
         for (user, effective_at), moves in groupby(rows, key=lambda row: (row[0], row[1])):
             change = Reclustering(

@@ -14,6 +14,7 @@ from bandit.errors import InvalidTableError
 from training.logs.columns import Mask, Problems, converted, row_problems, type_problem
 from training.logs.files import parquet_files
 from training.logs.rejected import Rejected
+from training.logs.tables import first_line, open_parquet
 
 _ROWS_AT_ONCE = 1 << 17
 Rule = Callable[[pa.RecordBatch], Problems]
@@ -68,16 +69,6 @@ def good_rows(file: Path, reading: Reading, rejected: Rejected) -> Iterator[pa.R
         source.close()
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """The file's footer, read. Raises: InvalidTableError."""
-    try:
-        return pq.ParquetFile(file, coerce_int96_timestamp_unit="us")
-    except FileNotFoundError as error:
-        raise InvalidTableError(str(file), "no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InvalidTableError(str(file), f"not a readable Parquet file: {first_line(error)}") from error
-
-
 def check_schema(file: Path, source: pq.ParquetFile, reading: Reading) -> list[str]:
     """The columns of the schema that the file has, once it is sure that they can be read.
 
@@ -99,17 +90,6 @@ def check_schema(file: Path, source: pq.ParquetFile, reading: Reading) -> list[s
         if problem:
             raise InvalidTableError(str(file), problem, column=name)
     return names
-
-
-def rows_of(file: Path) -> int:
-    """How many rows a file has, from its footer alone. Raises: InvalidTableError."""
-    with open_parquet(file) as source:
-        return int(source.metadata.num_rows)
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says, without what it says on further lines."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _good(file: Path, start: int, batch: pa.RecordBatch, schema: pa.Schema, reading: Reading, rejected: Rejected) -> pa.RecordBatch:

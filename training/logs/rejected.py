@@ -42,19 +42,19 @@ class Rejected:
         for value in values[: max(_KEPT - len(self.kept), 0)]:
             self.kept.append({"file": file, "row": None, "reason": reason, "content": repr(value)[:_CELL]})
 
-    def settle(self, settings: Settings) -> Mapping[str, int]:
+    def settle(self, settings: Settings, *, tolerate: bool = True) -> Mapping[str, int]:
         """Write the bad rows and return how many there are for each reason.
 
         The same rows again are the same file: a step may be repeated.
 
-        Raises: TooManyBadRowsError when their share is above `intake.tolerate`; they are written then, too.
+        Raises: TooManyBadRowsError when their share is above `intake.tolerate`, unless not `tolerate`; they are written then, too.
         """
         if self.kept:
             table = pa.Table.from_pylist(self.kept, REJECTED)
             name = sha256("\n".join(f"{row['file']} {row['row']} {row['reason']}" for row in self.kept).encode())[:16]
             write_table(table, settings.data_path / "rejected" / f"{name}.parquet")
         bad = self.reasons.total()
-        if bad > settings.intake.tolerate * self.rows:
+        if tolerate and bad > settings.intake.tolerate * self.rows:
             raise TooManyBadRowsError(self.source, bad, self.rows, settings.intake.tolerate, dict(self.reasons.most_common(3)))
         return dict(sorted(self.reasons.items()))
 

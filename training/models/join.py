@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from bandit.rewards.scheme import IMPRESSION
 from bandit.settings.load import Settings
 from bandit.types import MICROSECONDS_PER_DAY
 from training.logs.engine import deduplicated, engine, epoch_us
-from training.logs.schemas import DECISIONS, FEEDBACK
-from training.logs.tables import log_files, write_table
+from training.logs.open_logs import Log, open_log, put_aside
+from training.logs.schemas import FEEDBACK
+from training.logs.tables import write_table
 from training.models.outcomes import outcomes_file, write_outcomes
 
 EXAMPLES_FILE = "examples.parquet"
@@ -30,6 +32,8 @@ class Joined:
     rows: int
     impressions: int
     dead_letters: int
+    rejected: Mapping[str, int]
+    quarantined: Mapping[str, str]
     file: str
 
 
@@ -40,9 +44,13 @@ def join(settings: Settings, *, as_of: int) -> Joined:
 
     Raises: EmptyLogError when there are no decisions or no feedback yet, InvalidTableError.
     """
+    with open_log(settings, "decisions", now=None) as decision_log, open_log(settings, "feedback", now=None) as feedback_log:
+        return _join(settings, decision_log, feedback_log, as_of=as_of)
+
+
+def _join(settings: Settings, decision_log: Log, feedback_log: Log, *, as_of: int) -> Joined:
     connection = engine()
-    decisions = connection.read_parquet(log_files(settings.data_path / "decisions", "decision log", DECISIONS))
-    feedback = connection.read_parquet(log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)).select(FEEDBACK.names)
+    decisions, feedback = decision_log.read(connection), feedback_log.read(connection)
     since = as_of - round(settings.training.window_days * MICROSECONDS_PER_DAY)
     decisions = decisions.distinct(on="decision_id").mutate(decided=epoch_us(ibis._.decided_at))
     window = settings.reward.attribution_window  # feedback of the training window may belong to a decision from before it
@@ -68,6 +76,7 @@ def join(settings: Settings, *, as_of: int) -> Joined:
         rows=table.num_rows,
         impressions=sum(table["impressions"].to_pylist()),
         dead_letters=dead.num_rows,
+        **put_aside(decision_log, feedback_log),
         file=str(file),
     )
 

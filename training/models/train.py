@@ -9,7 +9,6 @@ import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bandit.errors import CorruptModelError, EmptyLogError, TooFewRowsError
 from bandit.model.learning import Examples, learn
@@ -21,6 +20,8 @@ from bandit.types import Prior
 from feature_repo import names
 from training.lock import leased
 from training.logs.engine import engine
+from training.logs.open_logs import read_engine, read_snapshots
+from training.logs.tables import read_own
 from training.models.join import examples_file
 from training.models.registry import ModelRegistry
 
@@ -76,7 +77,7 @@ def read_examples(settings: Settings) -> Examples:
     file = examples_file(settings)
     if not file.exists():
         raise EmptyLogError("set of training rows", f"{file}; run `query-rewards join` first")
-    table = pq.read_table(file, columns=["features", "impressions", "reward", "decided_at", "mode", "arm"])
+    table = read_own(file, columns=["features", "impressions", "reward", "decided_at", "mode", "arm"])
     table = table.filter(pc.and_(pc.greater(table["impressions"], 0), _learnable(table, settings)))
     rows, minimum = table.num_rows, settings.training.minimum_rows
     if rows < minimum:
@@ -160,13 +161,13 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
 
     Clusters that are no longer in `user_clusters` count towards the global mean only.
     """
-    rewards = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
     clusters = settings.feature_repo_path / names.USER_CLUSTERS_PATH
     strength = settings.policy.prior_strength
-    if not clusters.exists() or not any(rewards.glob("*.parquet")):
-        return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
     connection = engine()
-    sums = connection.read_parquet(str(rewards / "*.parquet")).filter(ibis._[names.AS_OF] <= as_of)
+    snapshots = read_snapshots(settings, connection)
+    if not clusters.exists() or snapshots is None:
+        return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
+    sums = snapshots.filter(ibis._[names.AS_OF] <= as_of)
     newest = sums.group_by("user_id").agg(
         **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
         age=as_of - sums[names.AS_OF].max(),
@@ -179,7 +180,7 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
         impressions=newest[names.IMPRESSIONS_LONG][newest.place] * factor,
         reward=newest[names.REWARD_LONG][newest.place] * factor,
     )
-    profiles = connection.read_parquet(str(clusters)).select("user_id", names.CLUSTER_IDS, names.TOPIC_IDS)
+    profiles = read_engine(connection, [clusters]).select("user_id", names.CLUSTER_IDS, names.TOPIC_IDS)
     profiles = profiles.mutate(place=ibis.range(0, profiles[names.CLUSTER_IDS].length())).unnest("place")
     topics = profiles.select(
         "user_id", cluster_id=profiles[names.CLUSTER_IDS][profiles.place], topic=profiles[names.TOPIC_IDS][profiles.place]

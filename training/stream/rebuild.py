@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import ibis
+import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import redis
 
-from bandit.errors import EmptyLogError
 from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.rewards.sums import SumsDefinition, UserSums
 from bandit.settings.load import Settings
@@ -29,8 +29,8 @@ from training.features.online_rows import RewardRows
 from training.logs.archive import arrival
 from training.logs.engine import engine, epoch_us
 from training.logs.lineage import read_lineage
+from training.logs.open_logs import Log, open_log
 from training.logs.schemas import DECISIONS, FEEDBACK
-from training.logs.tables import log_files
 from training.stream.state import Partition, StreamState, decision_key, event_key
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def rebuild(
     users = 0
     _forget(client, state, fences)
     waiting: dict[int, dict[str, UserSums]] = {number: {} for number in fences}
-    for user, made in users_from_logs(settings, definition):
+    for user, made in users_from_logs(settings, definition, now=client.time()[0] * 1_000_000):
         number = partition(user)
         if number in waiting:
             waiting[number][user] = made
@@ -67,7 +67,12 @@ def rebuild(
 
 
 def users_from_logs(
-    settings: Settings, definition: SumsDefinition, events: pa.Table | None = None, decisions: pa.Table | None = None
+    settings: Settings,
+    definition: SumsDefinition,
+    events: pa.Table | None = None,
+    decisions: pa.Table | None = None,
+    *,
+    now: int | None = None,
 ) -> Iterator[tuple[str, UserSums]]:
     """Each user's sums by the batch fold, at the time of the log's latest event.
 
@@ -76,10 +81,18 @@ def users_from_logs(
         definition: weights and half-lives.
         events: beside those of the log, `FEEDBACK` rows.
         decisions: beside those of the log, `DECISIONS` rows.
+        now: UTC microseconds; events of the future do not count. None: there are none.
     """
-    connection = engine()
-    happened = _events(settings, connection, events)
-    draws = read_draws(connection, settings.data_path / "decisions", decisions)
+    with (
+        open_log(settings, "feedback", now=now, required=False) as feedback_log,
+        open_log(settings, "decisions", now=now, required=False) as decision_log,
+    ):
+        connection = engine()
+        happened, draws = _events(feedback_log, connection, events), read_draws(connection, decision_log, decisions)
+        yield from _users(settings, definition, happened, draws)
+
+
+def _users(settings: Settings, definition: SumsDefinition, happened: ir.Table, draws: ir.Table) -> Iterator[tuple[str, UserSums]]:
     latest = happened.aggregate(at=epoch_us(happened.occurred_at.max())).union(draws.aggregate(at=epoch_us(draws.drawn_at.max())))
     as_of = latest.at.max().to_pyarrow().as_py()
     if as_of is None:
@@ -93,14 +106,9 @@ def users_from_logs(
             yield row["user_id"], UserSums.of(definition, rewards, history.get(row["user_id"], []))
 
 
-def _events(settings: Settings, connection: ibis.BaseBackend, extra: pa.Table | None) -> ibis.expr.types.Table:
-    rest = ibis.memtable(extra if extra is not None else FEEDBACK.empty_table())
-    try:
-        return (
-            connection.read_parquet(log_files(settings.data_path / "feedback", "feedback log", FEEDBACK)).select(FEEDBACK.names).union(rest)
-        )
-    except EmptyLogError:
-        return rest
+def _events(log: Log, connection: ibis.BaseBackend, extra: pa.Table | None) -> ir.Table:
+    events = log.read(connection)
+    return events if extra is None else events.union(ibis.memtable(extra))
 
 
 def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: int, fence: int, made: Mapping[str, UserSums]) -> None:
@@ -137,19 +145,17 @@ def _remember(settings: Settings, client: redis.Redis, state: StreamState, fence
         ("feedback", FEEDBACK, "event_id", "occurred_at", event_key),
         ("decisions", DECISIONS, "decision_id", "decided_at", decision_key),
     ):
-        files = list((settings.data_path / log_name).rglob("*.parquet"))
-        if not files:
-            continue
         waiting: dict[int, list[bytes]] = {number: [] for number in fences}
-        table = ds.dataset(files, schema=schema).scanner(columns=["user_id", key], filter=pc.field(time) >= since)
-        for batch in table.to_batches():
-            for user, name in zip(batch["user_id"].to_pylist(), batch[key].to_pylist(), strict=True):
-                number = partition(user)
-                if number in waiting:
-                    waiting[number].append(digest(name))
-            for number, ids in waiting.items():
-                if len(ids) >= _IDS_AT_ONCE:
-                    _remember_some(state, number, ids, now)
+        with open_log(settings, log_name, now=None, required=False) as log:
+            table = ds.dataset(log.files(), schema=schema).scanner(columns=["user_id", key], filter=pc.field(time) >= since)
+            for batch in table.to_batches():
+                for user, name in zip(batch["user_id"].to_pylist(), batch[key].to_pylist(), strict=True):
+                    number = partition(user)
+                    if number in waiting:
+                        waiting[number].append(digest(name))
+                for number, ids in waiting.items():
+                    if len(ids) >= _IDS_AT_ONCE:
+                        _remember_some(state, number, ids, now)
         for number, ids in waiting.items():
             _remember_some(state, number, ids, now)
 

@@ -59,7 +59,7 @@ def verify(settings: Settings) -> Verified:
             if number:
                 time.sleep(_PAUSE_SECONDS)
             stream, extra, decided = _snapshot(client, keys, settings, definition)
-            batch = dict(users_from_logs(settings, definition, extra, decided))
+            batch = dict(users_from_logs(settings, definition, extra, decided, now=client.time()[0] * 1_000_000))
             rows = online_rows(settings, client)
             problems, differences = {}, [0.0]
             for user in sorted(suspects if suspects is not None else {*stream, *batch}):

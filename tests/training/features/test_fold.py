@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bandit.errors import EmptyLogError, InvalidTableError
+from bandit.errors import EmptyLogError
 from bandit.records import Decision, Feedback
 from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.settings.load import Settings
 from feature_repo import names
 from tests.conftest import Deployment
-from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, naive, write_decisions, write_feedback
+from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, write_decisions, write_feedback
 from training.features.feature_store import materialize, online_rows
 from training.features.fold import Folded, fold, sums
 from training.logs.schemas import DECISIONS
@@ -314,38 +314,6 @@ def test_an_empty_file_beside_a_full_one_is_no_error(deployment: Deployment) -> 
     write_feedback(deployment.settings, [], name="a")
     write_feedback(deployment.settings, [feedback("1", at=NOW)], name="b")
     assert run(deployment.settings)[0].events == 1
-
-
-def test_bad_feedback_is_refused_naming_the_place_and_nothing_is_written(deployment: Deployment) -> None:
-    write_feedback(deployment.settings, log_of(20, seed=1), name="a")
-    events, before = log_of(20, seed=2), snapshots(deployment.settings)
-    good = feedback_table(events)
-
-    def replaced(column: str, row: int, value: object) -> pa.Table:
-        place = good.schema.get_field_index(column)
-        values = good[column].to_pylist()
-        values[row] = value
-        return good.set_column(place, column, pa.array(values, good.schema.field(column).type))
-
-    cases = {
-        "action": (replaced("action", 13, "bookmark"), "action", 13, "unknown action 'bookmark', expected one of"),
-        "null": (replaced("cluster_id", 4, None), "cluster_id", 4, "null, expected a value"),
-        "null time": (replaced("occurred_at", 0, None), "occurred_at", 0, "null, expected a value"),
-        "future": (replaced("occurred_at", 19, NOW + FUTURE_TOLERANCE + 1), "occurred_at", 19, "is in the future"),
-        "naive": (naive(good, "occurred_at"), "occurred_at", None, "no time zone"),
-        "missing": (good.drop_columns(["event_id"]), "event_id", None, "missing, expected string"),
-        "type": (good.set_column(2, "user_id", pa.array(range(20))), "user_id", None, "has type int64, expected string"),
-    }
-    for name, (table, column, row, problem) in cases.items():
-        file = deployment.settings.data_path / "feedback" / "b.parquet"
-        pq.write_table(table, file)
-        with pytest.raises(InvalidTableError, match=problem) as raised:
-            fold(deployment.settings, as_of=NOW, now=NOW)
-        error = raised.value
-        assert (error.file, error.column, error.row) == (str(file), column, row), name
-        assert str(file) in str(error)
-        assert f"column {column!r}" in str(error)
-        assert snapshots(deployment.settings) == before, name
 
 
 def test_a_clock_that_runs_ahead_a_little_is_accepted(deployment: Deployment) -> None:

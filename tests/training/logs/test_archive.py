@@ -190,7 +190,7 @@ def test_what_is_logged_while_a_run_writes_its_file_stays_for_the_next(deploymen
     write = step.write_table
     early, late = many(30), many(60)[30:]
 
-    def slow(table: pa.Table, file: Path) -> None:
+    def slow(table: pa.Table, file: Path, *, checked: bool) -> None:
         write(table, file)
         log(deployment.settings, late)
 
@@ -207,7 +207,7 @@ def test_what_is_logged_in_the_same_millisecond_stays_too(deployment: Deployment
     write, stream = step.write_table, KEYS.of_user("u").decisions
     first, last = decision(1, at=MADE, user_id="u"), decision(2, at=MADE + 1, user_id="u")
 
-    def slow(table: pa.Table, file: Path) -> None:
+    def slow(table: pa.Table, file: Path, *, checked: bool) -> None:
         write(table, file)
         deployment.redis.xadd(stream, {names.RECORD_FIELD: msgspec.msgpack.encode(last)}, id=f"{MADE // 1000 + 1}-4")
 

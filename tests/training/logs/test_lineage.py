@@ -14,6 +14,7 @@ import pytest
 
 from bandit.errors import InvalidTableError, InvalidValueError
 from bandit.records import Decision, Feedback
+from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.rewards.lineage import Move, Reclustering, owners_now
 from bandit.settings.load import Settings
 from feature_repo import names
@@ -24,7 +25,6 @@ from training.clustering.cluster import Clustered, cluster
 from training.features.fold import fold
 from training.logs.lineage import read_lineage, write_lineage
 from training.logs.schemas import RECLUSTERINGS
-from training.logs.tables import FUTURE_TOLERANCE
 
 EMPTY: Mapping[str, float] = {}
 Places = Mapping[str, Sequence[str]]  # user -> one letter for each item: where it lies; "." is nowhere
