@@ -60,18 +60,20 @@ def write_views(repository: Path, rng: np.random.Generator) -> None:
                 names.QUERY_ITEMS: lists(ids.take(pa.array(rng.integers(0, total, total * ITEMS))), CLUSTERS * ITEMS),
                 names.QUERY_WEIGHTS: lists(floats(total * ITEMS), CLUSTERS * ITEMS),
                 names.QUERY_OFFSETS: lists(np.tile(np.arange(CLUSTERS + 1) * ITEMS, USERS), CLUSTERS + 1),
+                names.CLUSTERS_GENERATION: pa.array([1] * USERS),
                 names.TIMESTAMP: times,
             }
         ),
-        repository / names.USER_CLUSTERS_PATH,
+        repository / names.USER_CLUSTERS_PATH / "snapshot.parquet",
     )
     write_table(
         pa.table(
             {
                 names.JOIN_KEY: users,
                 names.AS_OF: pa.array([AS_OF] * USERS),
-                names.CLUSTER_IDS: lists(ids),
+                names.REWARDED_CLUSTERS: lists(ids),
                 **{name: lists(floats()) for name in names.SUMS},
+                names.REWARDS_GENERATION: pa.array([1] * USERS),
                 names.TIMESTAMP: times,
             }
         ),
@@ -80,12 +82,13 @@ def write_views(repository: Path, rng: np.random.Generator) -> None:
 
 
 def child(folder: Path) -> None:
-    from training.features.feature_store import apply, materialize  # noqa: PLC0415 -- the parent does without Feast
+    from training.features.feature_store import apply  # noqa: PLC0415
+    from training.features.materialize import materialize  # noqa: PLC0415 -- the parent does without Feast
 
     settings = load_settings(folder / DEFAULT_FILE)
     apply(settings)
     started = time.perf_counter()
-    rows = materialize(settings, until=AS_OF)
+    rows = materialize(settings, until=AS_OF).rows
     seconds = time.perf_counter() - started
     print(rows, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,6 @@ from bandit.model.featurize import FEATURE_NAMES
 from benchmarks.result import Result
 from benchmarks.timing import interleaved, microseconds
 from benchmarks.world import NOW, K, served_world
-from feature_repo.store import connection_string
 from serving import QuerySelector
 
 ROUNDS = 1_000
@@ -36,9 +36,11 @@ USER, CLUSTERS = "user-50", 50
 
 
 def naive(folder: Path, redis_url: str) -> Callable[[int], object]:
+    server = urlsplit(redis_url)
+    address = f"{server.netloc},db={server.path.strip('/')}"
     (folder / "feature_store.yaml").write_text(
         "project: naive\nprovider: local\nregistry: registry.db\nentity_key_serialization_version: 3\n"
-        f"offline_store: {{type: duckdb}}\nonline_store: {{type: redis, connection_string: '{connection_string(redis_url)}'}}\n"
+        f"offline_store: {{type: duckdb}}\nonline_store: {{type: redis, connection_string: '{address}'}}\n"
     )
     store = FeatureStore(repo_path=str(folder))
     keys = [Entity(name=name, join_keys=[name], value_type=ValueType.STRING) for name in ("user_id", "cluster_id")]

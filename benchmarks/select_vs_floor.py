@@ -25,7 +25,7 @@ def floor_of(world: World, selector: QuerySelector, user: str = USER) -> list[ob
     from feast.protos.feast.types.Value_pb2 import Value  # noqa: PLC0415 -- the selector does without Feast
 
     client = redis.Redis.from_url(world.redis_url)
-    fields = [field_name(view, name) for view in names.VIEWS for name in names.columns(view)]
+    fields = [field_name(view, column.name) for view in names.VIEWS for column in names.served(view)]
     key = ReadCommand(names.PROJECT, ()).key(user)
     selector.select(user, K, now=NOW, seed=0)
     (stream,) = client.scan_iter(Keys(names.PROJECT).every_partition.decisions)

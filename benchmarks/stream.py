@@ -32,7 +32,7 @@ from feature_repo.connection import connect
 from feature_repo.keys import PARTITIONS, Keys
 from serving import FeedbackLog, QuerySelector
 from training.deployment import create
-from training.features.feature_store import materialize, online_rows
+from training.features.materialize import materialize, online_rows
 from training.local_redis import URL_VARIABLE, local_redis
 from training.logs.schemas import USER_CLUSTERS
 from training.logs.tables import write_table
@@ -235,7 +235,7 @@ def deployment(folder: Path, url: str) -> Settings:
         names.TIMESTAMP: now,
     }
     rows = [{names.JOIN_KEY: f"user-{user}", **row} for user in range(USERS, USERS + PROBES)]
-    write_table(pa.Table.from_pylist(rows, USER_CLUSTERS), settings.feature_repo_path / names.USER_CLUSTERS_PATH)
+    write_table(pa.Table.from_pylist(rows, USER_CLUSTERS), settings.feature_repo_path / names.USER_CLUSTERS_PATH / "a.parquet")
     materialize(settings, until=now)
     return settings
 

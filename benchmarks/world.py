@@ -54,14 +54,14 @@ def served_world(users: dict[str, int], **serving: float) -> Iterator[World]:
 
 
 def _fill(folder: Path, url: str, users: dict[str, int]) -> None:
-    from training.features.feature_store import materialize  # noqa: PLC0415 -- takes seconds, and shall not count as the serving side's
+    from training.features.materialize import materialize  # noqa: PLC0415 -- takes seconds, and shall not count as the serving side's
 
     rng = np.random.default_rng(7)
     settings = load_settings(folder / DEFAULT_FILE)
     stamp = datetime.fromtimestamp(NOW / 1e6, UTC).replace(tzinfo=None)
     rows = [_rows(user, n, rng, stamp) for user, n in users.items()]
     repository = settings.feature_repo_path
-    write_table(pa.Table.from_pylist([row[0] for row in rows], USER_CLUSTERS), repository / names.USER_CLUSTERS_PATH)
+    write_table(pa.Table.from_pylist([row[0] for row in rows], USER_CLUSTERS), repository / names.USER_CLUSTERS_PATH / "a.parquet")
     write_table(pa.Table.from_pylist([row[1] for row in rows], CLUSTER_REWARDS), repository / names.CLUSTER_REWARDS_PATH / "a.parquet")
     materialize(settings, until=NOW)
     with redis.Redis.from_url(url) as client:
@@ -90,7 +90,7 @@ def _rows(user: str, n: int, rng: np.random.Generator, stamp: datetime) -> tuple
     impressions = rng.gamma(1.0, 20.0, n)
     order = rng.permutation(n)
     rewards = {
-        names.CLUSTER_IDS: [ids[place] for place in order],
+        names.REWARDED_CLUSTERS: [ids[place] for place in order],
         names.AS_OF: NOW,
         names.IMPRESSIONS_SESSION: (impressions * 0.1).tolist(),
         names.REWARD_SESSION: (impressions * 0.1 * rng.random(n)).tolist(),

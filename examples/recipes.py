@@ -24,7 +24,7 @@ from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE
 from serving import QuerySelector, Selection
 from training.clustering.cluster import cluster
 from training.deployment import create
-from training.features.feature_store import materialize
+from training.features.materialize import materialize
 from training.logs.feedback import append_feedback
 from training.logs.schemas import ENGAGEMENTS, TIME
 from training.retrain import retrain

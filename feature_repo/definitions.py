@@ -32,7 +32,7 @@ def objects(root: Path) -> list[Entity | FeatureView | FeatureService]:
         ttl=_TTL,
         source=FileSource(
             name="user_clusters_source",
-            path=str(root / names.USER_CLUSTERS_PATH),
+            path=str(root / names.USER_CLUSTERS_PATH / "*.parquet"),
             timestamp_field=names.TIMESTAMP,
         ),
         schema=_fields(names.USER_CLUSTERS),

@@ -20,15 +20,19 @@ LAST_ACTION_AT = "last_action_at"
 QUERY_ITEMS = "query_items"
 QUERY_WEIGHTS = "query_weights"
 QUERY_OFFSETS = "query_offsets"
+CLUSTERS_GENERATION = "clusters_generation"
 
 CLUSTER_REWARDS = "cluster_rewards"
 AS_OF = "as_of"
+REWARDED_CLUSTERS = "rewarded_clusters"  # not `cluster_ids`: a feature service wants different names in different views
 IMPRESSIONS_SESSION = "impressions_session"
 REWARD_SESSION = "reward_session"
 IMPRESSIONS_LONG = "impressions_long"
 REWARD_LONG = "reward_long"
 DRAWS_SESSION = "draws_session"
 SUMS = (IMPRESSIONS_SESSION, REWARD_SESSION, IMPRESSIONS_LONG, REWARD_LONG, DRAWS_SESSION)
+
+REWARDS_GENERATION = "rewards_generation"
 
 
 class Column(NamedTuple):
@@ -53,15 +57,17 @@ VIEWS = {
         Column(QUERY_ITEMS, "string[]", "query items of all clusters, one cluster after the other"),
         Column(QUERY_WEIGHTS, "float64[]", "weight of each query item"),
         Column(QUERY_OFFSETS, "int64[]", "where the query items of each cluster begin, and where the last ones end"),
+        Column(CLUSTERS_GENERATION, "int64", "generation of the snapshot that the row comes from; it only grows"),
     ),
     CLUSTER_REWARDS: (
         Column(AS_OF, "int64", "reference time of the sums, UTC microseconds: the row's own timestamp to the last digit"),
-        Column(CLUSTER_IDS, "string[]", "clusters with sums; one element each in every list"),
+        Column(REWARDED_CLUSTERS, "string[]", "clusters with sums; one element each in every list"),
         Column(IMPRESSIONS_SESSION, "float64[]", "decayed impressions, session half-life"),
         Column(REWARD_SESSION, "float64[]", "decayed reward, session half-life"),
         Column(IMPRESSIONS_LONG, "float64[]", "decayed impressions, long half-life"),
         Column(REWARD_LONG, "float64[]", "decayed reward, long half-life"),
         Column(DRAWS_SESSION, "float64[]", "decayed queries drawn, session half-life"),
+        Column(REWARDS_GENERATION, "int64", "generation of the snapshot that the row comes from; 0 in rows that the stream writes"),
     ),
 }
 
@@ -71,8 +77,13 @@ def columns(view: str) -> list[str]:
     return [column.name for column in VIEWS[view]]
 
 
-# Parquet files that Feast reads, relative to the folder of feature_store.yaml.
-USER_CLUSTERS_PATH = "data/user_clusters.parquet"
+def served(view: str) -> list[Column]:
+    """Those features that a selection reads: all but the generation."""
+    return [column for column in VIEWS[view] if column.name not in {CLUSTERS_GENERATION, REWARDS_GENERATION}]
+
+
+# Parquet snapshots that Feast reads: folders, relative to the folder of feature_store.yaml.
+USER_CLUSTERS_PATH = "data/user_clusters"
 CLUSTER_REWARDS_PATH = "data/cluster_rewards"
 
 RECORD_FIELD = "r"  # of a stream's entry: a Decision or a Feedback

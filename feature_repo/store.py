@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import yaml
 from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
 from bandit.errors import FeatureStoreError
+from feature_repo.connection import TIMEOUT_SECONDS, client_of
 
 
-def open_store(folder: Path, redis_url: str, *, timeout: float | None = None) -> FeatureStore:
+def open_store(folder: Path, redis_url: str, *, timeout: float = TIMEOUT_SECONDS) -> FeatureStore:
     """The store described in `folder`.
 
+    Feast's own client is replaced by ours: Feast's form of an address has no place for a unix socket, for IPv6, or for a comma in a
+    password, and its client sends a command again by itself.
+
     Args:
-        folder: where feature_store.yaml lies; relative paths in it count from here.
+        folder: where feature_store.yaml lies; a relative path of the registry counts from here.
         redis_url: the online store, whatever the yaml says.
-        timeout: seconds that one call to Redis may take; None waits.
+        timeout: seconds that one call to Redis may take.
 
     Raises: FeatureStoreError when there is no feature_store.yaml.
     """
@@ -32,21 +35,8 @@ def open_store(folder: Path, redis_url: str, *, timeout: float | None = None) ->
     logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     content = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
     config = RepoConfig(**content, repo_path=folder)
-    config.online_store.connection_string = connection_string(redis_url, timeout=timeout)
-    config.registry.path = str(folder / config.registry.path)
-    return FeatureStore(config=config)
-
-
-def connection_string(url: str, *, timeout: float | None = None) -> str:
-    """A redis:// URL in the form that Feast reads, `host:port,key=value,…`."""
-    parts = urlsplit(url)
-    options = {"db": parts.path.strip("/") or "0"}
-    if parts.username:
-        options["username"] = unquote(parts.username)
-    if parts.password:
-        options["password"] = unquote(parts.password)
-    if parts.scheme == "rediss":
-        options["ssl"] = "true"
-    if timeout is not None:
-        options |= {"socket_timeout": str(timeout), "socket_connect_timeout": str(timeout)}
-    return ",".join([f"{parts.hostname}:{parts.port or 6379}", *(f"{key}={value}" for key, value in options.items())])
+    if "://" not in config.registry.path:  # else a SQL registry or an object store, which Feast opens by itself
+        config.registry.path = str(folder / config.registry.path)
+    store = FeatureStore(config=config)
+    store.provider.online_store._client = client_of(redis_url, timeout=timeout)  # noqa: SLF001 -- Feast takes no client from outside
+    return store

@@ -23,7 +23,7 @@ from feature_repo import names
 from serving import QuerySelector
 from tests.tables_made import DAY, HOUR, KEYS, NOW
 from training.deployment import create
-from training.features.feature_store import materialize
+from training.features.materialize import materialize
 from training.logs.schemas import CLUSTER_REWARDS, USER_CLUSTERS
 from training.logs.tables import write_table
 
@@ -100,9 +100,9 @@ def make(folder: Path, redis_url: str) -> Served:
     stamp = datetime.fromtimestamp(AS_OF / 1e6, UTC).replace(tzinfo=None)
     clusters = [_profile_row(user, rng) | {names.TIMESTAMP: stamp} for user in (*REWARDED, QUIET, EMPTY)]
     rewards = [_rewards_row(row, rng) | {names.TIMESTAMP: stamp} for row in clusters[: len(REWARDED)]]
-    write_table(pa.Table.from_pylist(clusters, USER_CLUSTERS), settings.feature_repo_path / names.USER_CLUSTERS_PATH)
+    write_table(pa.Table.from_pylist(clusters, USER_CLUSTERS), settings.feature_repo_path / names.USER_CLUSTERS_PATH / "a.parquet")
     write_table(pa.Table.from_pylist(rewards, CLUSTER_REWARDS), settings.feature_repo_path / names.CLUSTER_REWARDS_PATH / "a.parquet")
-    assert materialize(settings, until=NOW) == len(clusters) + len(rewards)
+    assert materialize(settings, until=NOW).rows == len(clusters) + len(rewards)
     return Served(folder=folder, redis_url=redis_url)
 
 
@@ -133,7 +133,7 @@ def _rewards_row(profile: dict[str, Any], rng: np.random.Generator) -> dict[str,
     return {
         names.JOIN_KEY: profile[names.JOIN_KEY],
         names.AS_OF: AS_OF,
-        names.CLUSTER_IDS: ids,
+        names.REWARDED_CLUSTERS: ids,
         names.IMPRESSIONS_SESSION: session.tolist(),
         names.REWARD_SESSION: (session * rng.random(n) * 0.5).tolist(),
         names.IMPRESSIONS_LONG: long.tolist(),

@@ -39,7 +39,7 @@ from serving import FeedbackLog
 from tests.ports import free_port
 from tests.tables_made import KEYS
 from training.deployment import create
-from training.features.feature_store import materialize
+from training.features.materialize import materialize
 from training.local_redis import redis_binary
 from training.stream.metrics import StreamMetrics
 from training.stream.run import open_consumer

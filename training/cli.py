@@ -85,11 +85,26 @@ def fold(
 
 
 @verb(extra="training")
-def materialize(settings_file: SettingsFile = Path(DEFAULT_FILE), as_of: AsOf = "", as_json: AsJson = False) -> None:
-    """Apply the Feast definitions and write new snapshots to Redis, as `feast apply` and `feast materialize-incremental` do."""
-    from training.features import feature_store as step
+def materialize(
+    settings_file: SettingsFile = Path(DEFAULT_FILE),
+    as_of: AsOf = "",
+    everything: Annotated[bool, typer.Option("--all", help="Write every row, whatever is online.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Apply the Feast definitions and bring the online store to the newest rows on disk."""
+    from training.features import materialize as step
 
-    run_step("materialize", settings_file, as_json, lambda settings: {"rows": step.materialize(settings, until=time_of(as_of))})
+    def run(settings: Settings) -> object:
+        with progress_bar() as bar:
+            task = bar.add_task("writing rows", total=None)
+            return step.materialize(
+                settings,
+                until=time_of(as_of),
+                everything=everything,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+    run_step("materialize", settings_file, as_json, run)
 
 
 @verb(extra="training")

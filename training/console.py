@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bandit.errors import InvalidValueError, MissingExtraError, QueryRewardsError, Status
+from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.settings.load import Settings, load_settings
 from training.claim import running
 from training.lock import leased
@@ -140,4 +141,7 @@ def time_of(text: str) -> int:
         raise InvalidValueError("--as-of", expected="ISO 8601, such as 2026-05-01T00:00:00+00:00", received=text) from error
     if moment.tzinfo is None:
         raise InvalidValueError("--as-of", expected="a time with a time zone", received=text)
-    return round(moment.timestamp() * 1e6)
+    at = round(moment.timestamp() * 1e6)
+    if at > now() + FUTURE_TOLERANCE:  # a later run could not follow a step of the year 2099
+        raise InvalidValueError("--as-of", expected="a time that is not in the future", received=text)
+    return at

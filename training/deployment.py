@@ -40,7 +40,7 @@ def create(folder: Path, settings: str | None = None) -> Mapping[Path, bool]:
         else:
             write_whole(target, source.read_bytes())
     empty = {
-        repository / names.USER_CLUSTERS_PATH: USER_CLUSTERS,
+        repository / names.USER_CLUSTERS_PATH / "empty.parquet": USER_CLUSTERS,
         repository / names.CLUSTER_REWARDS_PATH / "empty.parquet": CLUSTER_REWARDS,  # so that Feast's commands find columns to read
     }
     for target, schema in empty.items():

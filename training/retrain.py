@@ -18,8 +18,8 @@ from bandit.errors import (
 from bandit.settings.load import Settings
 from training.claim import running
 from training.evaluation.gate import RolledBack, promote_if_better, roll_back_if_worse
-from training.features.feature_store import materialize
 from training.features.fold import Folded, fold
+from training.features.materialize import materialize
 from training.logs.archive import compact, move_logs
 from training.models.join import Joined, join
 from training.models.promote import Promoted, repair
@@ -68,7 +68,7 @@ def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], No
         except EmptyLogError as error:
             folded, reason = None, str(error)
         begin("materializing")
-        done = Retrained(decisions_moved=moved, folded=folded, rows_materialized=materialize(settings, until=as_of), repaired=repaired)
+        done = Retrained(decisions_moved=moved, folded=folded, rows_materialized=materialize(settings, until=as_of).rows, repaired=repaired)
         if folded is None:
             return replace(done, not_promoted=reason)
         try:

@@ -24,6 +24,7 @@ from bandit.settings.sections import (
     IntakeSettings,
     MlflowSettings,
     PolicySettings,
+    RetentionSettings,
     RewardSettings,
     ServingSettings,
     StreamSettings,
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
     experiment: ExperimentSettings = ExperimentSettings()
+    retention: RetentionSettings = RetentionSettings()
     mlflow: MlflowSettings = MlflowSettings()
 
     _root: Path = PrivateAttr(default=Path())

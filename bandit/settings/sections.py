@@ -206,6 +206,12 @@ class ExperimentSettings(_Section):
         return {name: arm.share for name, arm in self.arms.items()}
 
 
+class RetentionSettings(_Section):
+    """How long the past is kept."""
+
+    snapshot_days: float = Field(90.0, ge=0)  # of user_clusters: how far back a point-in-time join answers what it answered then
+
+
 class MlflowSettings(_Section):
     """Where runs and models are recorded; an empty uri is SQLite in the data folder, MLFLOW_TRACKING_URI wins."""
 

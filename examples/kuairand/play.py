@@ -20,10 +20,11 @@ from feature_repo import names
 from serving import QuerySelector
 from training.clustering.cluster import cluster
 from training.deployment import create
-from training.features.feature_store import materialize
 from training.features.fold import fold
+from training.features.materialize import materialize
 from training.logs.archive import move_logs
 from training.logs.feedback import append_feedback
+from training.logs.lineage import timed_file
 from training.logs.tables import write_table
 from training.retrain import retrain
 
@@ -83,11 +84,16 @@ def prepare(folder: Path, progress: Callable[[int, int], None]) -> Settings:
     return settings
 
 
+def snapshot_of(repository: Path) -> Path:
+    """The clustering that every policy starts from."""
+    return timed_file(repository / names.USER_CLUSTERS_PATH, START)
+
+
 def make_pools(settings: Settings) -> list[Pool]:
     """Each user's later exposures, by the nearest of the user's clusters."""
     numbers, vectors = data.read_vectors()
     row = {str(number): place for place, number in enumerate(numbers.tolist())}
-    table = pq.read_table(settings.feature_repo_path / names.USER_CLUSTERS_PATH, columns=[names.JOIN_KEY, names.CLUSTER_IDS])
+    table = pq.read_table(snapshot_of(settings.feature_repo_path), columns=[names.JOIN_KEY, names.CLUSTER_IDS])
     clusters = {
         user: (ids, vectors[[row[cluster_id] for cluster_id in ids]])
         for user, ids in zip(table[names.JOIN_KEY].to_pylist(), table[names.CLUSTER_IDS].to_pylist(), strict=True)
@@ -119,10 +125,10 @@ def play_policy(
     settings = load_settings(folder / DEFAULT_FILE)
     scheme = settings.reward.scheme()
     by_user = {pool.user_id: pool for pool in pools}
-    clusters = pq.read_table(prepared / names.USER_CLUSTERS_PATH)
+    clusters = pq.read_table(snapshot_of(prepared))
     players = clusters.filter(pc.is_in(clusters[names.JOIN_KEY], pc.cast(list(by_user), clusters[names.JOIN_KEY].type)))
-    write_table(players, settings.feature_repo_path / names.USER_CLUSTERS_PATH)
-    materialized = materialize(settings, until=START)
+    write_table(players, settings.feature_repo_path / snapshot_of(prepared).relative_to(prepared))
+    materialized = materialize(settings, until=START).rows
     state, curve = State(), []
     pairs = sum(len(pool.exposures) for pool in pools)
     with QuerySelector.open(folder / DEFAULT_FILE) as selector:
@@ -163,4 +169,4 @@ def _learn(settings: Settings, as_of: int) -> int:
         return retrain(settings, as_of=as_of, now=as_of).rows_materialized
     move_logs(settings)
     fold(settings, as_of=as_of, now=as_of)
-    return materialize(settings, until=as_of)
+    return materialize(settings, until=as_of).rows

@@ -21,7 +21,7 @@ from serving.redis_io.unavailable import Unavailable
 _DECODERS: dict[str, Callable[[bytes], Any]] = {"int64": integer, "int64[]": integers, "float64[]": doubles, "string[]": strings}
 _LAZY: dict[str, Callable[[bytes], Any]] = {names.QUERY_ITEMS: lazy_strings}  # some hundreds: strings are made of those that are drawn
 _CLUSTERS, _REWARDS = (
-    [(column.name, _LAZY.get(column.name, _DECODERS[column.type])) for column in names.VIEWS[view]]
+    [(column.name, _LAZY.get(column.name, _DECODERS[column.type])) for column in names.served(view)]
     for view in (names.USER_CLUSTERS, names.CLUSTER_REWARDS)
 )
 
@@ -39,7 +39,7 @@ class FeatureReader:
         Raises: FeatureStoreError when the definitions were never applied, DependencyUnavailableError when Redis does not answer.
         """
         views = names.USER_CLUSTERS, names.CLUSTER_REWARDS
-        self._fields = [field_name(view, feature) for view in views for feature in names.columns(view)]
+        self._fields = [field_name(view, column.name) for view in views for column in names.served(view)]
         self._command = ReadCommand(project_of(folder.resolve(), views), self._fields)
         self._url, self._client = redis_url, connect(redis_url, timeout=timeout)
 
@@ -90,7 +90,7 @@ def _profile(row: list[bytes]) -> Profile:
 
 def _rewards(row: list[bytes]) -> ClusterRewards:
     columns = {name: decode(raw) for (name, decode), raw in zip(_REWARDS, row, strict=True)}
-    ids, arrays = columns[names.CLUSTER_IDS], [columns[name] for name in SUM_NAMES]
+    ids, arrays = columns[names.REWARDED_CLUSTERS], [columns[name] for name in SUM_NAMES]
     if any(len(values) != len(ids) for values in arrays):
         raise InvalidValueError(names.CLUSTER_REWARDS, expected=f"{len(ids)} numbers a sum", received=[*map(len, arrays)])
     return ClusterRewards(cluster_ids=ids, as_of=columns[names.AS_OF], sums=Sums(np.array(arrays)))

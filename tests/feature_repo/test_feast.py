@@ -11,6 +11,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pyarrow as pa
@@ -24,7 +25,7 @@ from bandit.errors import FeatureStoreError
 from bandit.records import Feedback
 from feature_repo import names
 from feature_repo.definitions import objects
-from feature_repo.store import connection_string, open_store
+from feature_repo.store import open_store
 from serving.features.reader import FeatureReader
 from tests.conftest import Deployment
 from tests.tables_made import (
@@ -40,8 +41,9 @@ from tests.tables_made import (
     write_history,
 )
 from training.clustering.cluster import cluster
-from training.features.feature_store import apply, materialize
+from training.features.feature_store import apply
 from training.features.fold import fold
+from training.features.materialize import materialize
 
 USERS = [f"u{number}" for number in range(8)]
 CLUSTERED, FIRST, SECOND = NOW - 3 * DAY, NOW - 2 * DAY, NOW - DAY
@@ -142,7 +144,8 @@ def feast(deployment: Deployment, *arguments: str) -> subprocess.CompletedProces
 def address(deployment: Deployment) -> None:
     """Put the test's Redis into the yaml: Feast's command line knows nothing of our settings."""
     file = deployment.settings.feature_repo_path / "feature_store.yaml"
-    wanted = f'connection_string: "{connection_string(deployment.settings.redis_url)}"'
+    server = urlsplit(deployment.settings.redis_url)
+    wanted = f'connection_string: "{server.netloc},db={server.path.strip("/")}"'
     text, changed = re.subn(r'connection_string: "[^"]*"', wanted, file.read_text())
     assert changed == 1
     file.write_text(text)
@@ -162,10 +165,10 @@ def test_feasts_commands_and_our_step_write_the_same(world: Deployment) -> None:
     written = hashes(world)
     assert len(written) == len(USERS)
 
-    assert materialize(world.settings, until=NOW) == 0  # Feast's command noted what it did, in the registry that we share
+    assert materialize(world.settings, until=NOW).rows == 0  # Feast's command noted what it did, in the registry that we share
     world.redis.flushdb()
     (world.settings.feature_repo_path / "data" / "registry.db").unlink()
-    assert materialize(world.settings, until=NOW) == len(USERS) + len(USERS) + 3
+    assert materialize(world.settings, until=NOW).rows == len(USERS) + len(USERS)
     assert hashes(world) == written
 
 
@@ -175,20 +178,20 @@ def test_our_step_writes_what_the_files_hold(world: Deployment) -> None:
 
 
 def test_rows_are_written_once_and_only_up_to_the_time_that_is_asked_for(world: Deployment) -> None:
-    assert materialize(world.settings, until=CLUSTERED - 1) == 0
-    assert materialize(world.settings, until=CLUSTERED) == 8
-    assert online_rows(world, names.CLUSTER_REWARDS, ["u0"])["u0"][names.CLUSTER_IDS] is None
-    assert materialize(world.settings, until=FIRST) == 8
+    assert materialize(world.settings, until=CLUSTERED - 1).rows == 0
+    assert materialize(world.settings, until=CLUSTERED).rows == 8
+    assert online_rows(world, names.CLUSTER_REWARDS, ["u0"])["u0"][names.REWARDED_CLUSTERS] is None
+    assert materialize(world.settings, until=FIRST).rows == 8
     assert online_rows(world, names.CLUSTER_REWARDS, ["u0"])["u0"][names.AS_OF] == FIRST
-    assert materialize(world.settings, until=FIRST) == 0
-    assert materialize(world.settings, until=SECOND) == 3
+    assert materialize(world.settings, until=FIRST).rows == 0
+    assert materialize(world.settings, until=SECOND).rows == 3
     found = online_rows(world, names.CLUSTER_REWARDS, USERS)
     assert {user: row[names.AS_OF] for user, row in found.items()} == {user: SECOND if user in USERS[:3] else FIRST for user in USERS}
-    assert materialize(world.settings, until=NOW) == 0
+    assert materialize(world.settings, until=NOW).rows == 0
 
 
 def test_nothing_clustered_or_folded_yet_is_no_error(deployment: Deployment) -> None:
-    assert materialize(deployment.settings, until=NOW) == 0
+    assert materialize(deployment.settings, until=NOW).rows == 0
     assert deployment.redis.dbsize() == 0
 
 
@@ -241,7 +244,7 @@ def test_reading_goes_on_while_materializing(world: Deployment) -> None:
 
     def write() -> None:
         try:
-            written.extend(materialize(world.settings, until=moment) for moment in moments)
+            written.extend(materialize(world.settings, until=moment).rows for moment in moments)
         except BaseException as error:
             written.append(error)
 
@@ -283,7 +286,7 @@ def test_who_opens_the_store_while_a_view_is_materializing_is_served(world: Depl
         look()
 
     monkeypatch.setattr(RedisOnlineStore, "online_write_batch", watched)
-    assert materialize(world.settings, until=SECOND) == 3
+    assert materialize(world.settings, until=SECOND).rows == 3
     assert set(states) == {"MATERIALIZING"}
     assert seen == [FIRST, FIRST, SECOND, SECOND]
 
@@ -310,21 +313,18 @@ def test_applying_twice_is_applying_once(deployment: Deployment) -> None:
         assert sorted(view.name for view in store.list_feature_views()) == sorted([names.USER_CLUSTERS, names.CLUSTER_REWARDS])
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("redis://localhost", "localhost:6379,db=0"),
-        ("redis://10.0.0.1:7000/3", "10.0.0.1:7000,db=3"),
-        ("redis://user:p%40ss@host:1/2", "host:1,db=2,username=user,password=p@ss"),
-        ("rediss://:secret@host:1", "host:1,db=0,password=secret,ssl=true"),
-    ],
-)
-def test_urls_become_feasts_connection_strings(url: str, expected: str) -> None:
-    assert connection_string(url) == expected
-
-
-def test_the_deadline_reaches_feasts_client() -> None:
-    assert connection_string("redis://host:1/2", timeout=0.05) == "host:1,db=2,socket_timeout=0.05,socket_connect_timeout=0.05"
+def test_feasts_client_is_ours(deployment: Deployment) -> None:
+    client = open_store(deployment.settings.feature_repo_path, "redis://user:p%40ss@host:1/2", timeout=0.05).provider.online_store._client
+    options = client.get_connection_kwargs()
+    assert {name: options[name] for name in ("host", "port", "db", "username", "password", "socket_timeout")} == {
+        "host": "host",
+        "port": 1,
+        "db": 2,
+        "username": "user",
+        "password": "p@ss",
+        "socket_timeout": 0.05,
+    }
+    assert client.get_retry().get_retries() == 0
 
 
 ELSEWHERE = """
@@ -335,7 +335,7 @@ from bandit.settings.load import load_settings
 from feature_repo import names
 from feature_repo.store import open_store
 from serving.features.reader import FeatureReader
-from training.features.feature_store import materialize
+from training.features.materialize import materialize
 from training.features.fold import fold
 from training.models.join import join
 from training.local_redis import local_redis
@@ -344,7 +344,7 @@ settings = load_settings(sys.argv[1])
 now = int(sys.argv[2])
 fold(settings, as_of=now, now=now)
 joined = join(settings, as_of=now)
-rows = materialize(settings, until=now)
+rows = materialize(settings, until=now).rows
 profile, rewards = FeatureReader(settings.feature_repo_path, settings.redis_url, timeout=10.0).read("u0")
 entities = pd.DataFrame({"user_id": ["u0"], "event_timestamp": [datetime.fromtimestamp(0, UTC) + timedelta(microseconds=now)]})
 store = open_store(settings.feature_repo_path, settings.redis_url)
@@ -376,4 +376,4 @@ def test_the_machines_time_zone_changes_nothing(world: Deployment) -> None:
         found[zone] = (json.loads(done.stdout), pq.read_table(snapshot, columns=[names.JOIN_KEY, names.TIMESTAMP]).to_pylist(), examples)
     assert found["UTC"] == found["America/New_York"]
     content = found["UTC"][0]
-    assert (content["rows"], content["as_of"], content["past"], content["joined"]) == (20, NOW, NOW, 8)
+    assert (content["rows"], content["as_of"], content["past"], content["joined"]) == (16, NOW, NOW, 8)

@@ -139,13 +139,13 @@ def test_the_whole_loop_verb_by_verb(shop: Deployment, run: Run) -> None:
 
     files = ("--history", shop.folder / "history.parquet", "--embeddings", shop.folder / "embeddings.parquet")
     assert step("cluster", CLUSTERED, *files)["users"] == 30
-    assert step("materialize", CLUSTERED) == {"rows": 30}
+    assert step("materialize", CLUSTERED)["written"] == {"user_clusters": 30, "cluster_rewards": 0}
     events = feed(shop)
     write_feedback(shop.settings, events)
     folded = step("fold", TRAINED)
     assert (folded["users"], folded["as_of"]) == (30, TRAINED)
     assert folded["events"] == len(events)  # the decisions are still in Redis
-    assert step("materialize", TRAINED) == {"rows": 30}
+    assert step("materialize", TRAINED)["written"] == {"user_clusters": 0, "cluster_rewards": 30}
     joined = step("join", TRAINED)
     assert (joined["decisions"], joined["impressions"], joined["dead_letters"]) == (30, 90, 0)
     assert step("train", TRAINED)["version"] == "1"
@@ -253,7 +253,9 @@ def test_a_settings_file_that_is_not_there_is_a_usage_error(run: Run, tmp_path: 
     assert_one_line(run("fold", "--settings", tmp_path / "none.toml"), Status.USAGE, str(tmp_path / "none.toml"), "query-rewards init")
 
 
-@pytest.mark.parametrize(("text", "said"), [("yesterday", "yesterday"), ("2025-05-01T00:00:00", "time zone")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("yesterday", "yesterday"), ("2025-05-01T00:00:00", "time zone"), ("2099-01-01T00:00:00+00:00", "in the future")]
+)
 def test_a_bad_reference_time_is_a_usage_error(deployment: Deployment, run: Run, text: str, said: str) -> None:
     write_feedback(deployment.settings, [feedback("1", at=NOW)])
     assert_one_line(run("fold", "--settings", deployment.settings_file, "--as-of", text), Status.USAGE, "--as-of", said)

@@ -26,20 +26,23 @@ from training.clustering.inherit import forget_members, inherit, last_clustering
 from training.clustering.pinnersage import UserClusters, UserHistories, joined
 from training.clustering.topics import item_topics, topic_history
 from training.clustering.workers import workers
+from training.features.snapshots import adopt_single_file, forget_snapshots, served_users, snapshot_files, snapshot_time, write_snapshot
 from training.logs.files import parquet_files
 from training.logs.lineage import read_lineage, write_lineage
 from training.logs.reader import Reading, read_files, without_repetitions
 from training.logs.rejected import Rejected
 from training.logs.schemas import ENGAGEMENTS, USER_CLUSTERS
-from training.logs.tables import read_own, rows_of, write_table
+from training.logs.tables import rows_of
 
 _ENGAGEMENTS_PER_TASK = 4_000
+_ROWS = USER_CLUSTERS.remove(USER_CLUSTERS.get_field_index(names.CLUSTERS_GENERATION))  # which is given when they are written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clustered:
     """What a clustering did.
 
+    left: users of the last snapshot who have no clusters any more.
     changed: users whose clusters did not stay what they were at the last clustering.
     repeated, later: rows of the history that were left out, as one like them was taken, or as they came after `as_of`.
     normalised: embeddings that were not of length 1.
@@ -47,6 +50,7 @@ class Clustered:
     """
 
     users: int
+    left: int
     clusters: int
     changed: int
     engagements: int
@@ -117,7 +121,8 @@ def cluster(
     scheme = settings.reward.scheme()
     action_types = scheme.action_types
     refused = [Rejected(source=str(history)), Rejected(source=str(embeddings))]
-    file = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    folder = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    adopt_single_file(folder)
     many = sum(rows_of(part) for part in parquet_files(history)) > _ENGAGEMENTS_PER_TASK
     with workers((settings.clustering.processes or os.cpu_count() or 1) if many else 1) as cluster_all:
         past = read_files(history, Reading(schema=ENGAGEMENTS, now=now, actions=action_types), refused[0])
@@ -129,7 +134,7 @@ def cluster(
         known = past.filter(pc.less_equal(past["occurred_at"].cast(pa.int64()), as_of + FUTURE_TOLERANCE))
         engaged = known.filter(pc.is_in(known["action"], pa.array([action for action, weight in scheme.weights.items() if weight > 0.0])))
         user_ids, engagements = histories(engaged, space, action_types)
-        _check_users(settings, file, history, engaged, space, user_ids)
+        _check_users(settings, history, engaged, space, user_ids, served_users(folder, until=as_of))
         topics = space.topics
         if topics is None:
             topics = item_topics(space.vectors, settings.data_path / "topics.npy", settings.clustering)
@@ -139,13 +144,19 @@ def cluster(
     until = effective_at() if effective_at else as_of + FUTURE_TOLERANCE
     ids, changes = inherit(settings, user_ids, found, space.item_ids, last=last, as_of=as_of, effective_at=until)
     write_lineage(settings, changes, as_of=as_of)
-    unpublished = read_lineage(settings, as_of, since=min(_made_as_of(file), as_of - 1))
+    unpublished = read_lineage(settings, as_of, since=min(_made_as_of(folder), as_of - 1))
     if unpublished:
         publish(sorted((change for user in unpublished.values() for change in user), key=lambda change: change.effective_at))
-    write_table(_table(user_ids, found, ids, space, topics, earned, action_types, as_of), file)
+    table = _table(user_ids, found, ids, space, topics, earned, action_types, as_of)
+    before = served_users(folder, until=as_of - 1)
+    gone = before.filter(pc.invert(pc.is_in(before, user_ids)))
+    rows = pa.concat_tables([table, _without_clusters(gone, action_types, as_of)]).sort_by(names.JOIN_KEY)
+    file = write_snapshot(folder, rows, USER_CLUSTERS, as_of=as_of)
     forget_members(settings, as_of=as_of)
+    forget_snapshots(folder, as_of=as_of, days=settings.retention.snapshot_days)
     return Clustered(
         users=len(user_ids),
+        left=len(gone),
         clusters=int(found.served.sum()),
         changed=len(changes),
         engagements=engaged.num_rows,
@@ -158,20 +169,17 @@ def cluster(
     )
 
 
-def _check_users(settings: Settings, file: Path, history: Path, engaged: pa.Table, space: Embeddings, user_ids: pa.Array) -> None:
-    """Refuse what would leave no user, or too few of those of the last snapshot."""
+def _check_users(settings: Settings, history: Path, engaged: pa.Table, space: Embeddings, user_ids: pa.Array, served: pa.Array) -> None:
+    """Refuse what would leave no user, or too few of those who are served."""
     if not len(user_ids):
         problem = "no engagement of positive weight by `as_of`"
         if engaged.num_rows:
             examples = engaged["item_id"][0].as_py(), space.item_ids[0].as_py()
             problem = f"none of its items has an embedding: its ids are such as {examples[0]!r}, the embeddings' such as {examples[1]!r}"
         raise NothingUsableError(str(history), problem)
-    if not file.exists():
-        return
-    last = read_own(file, columns=[names.JOIN_KEY])[names.JOIN_KEY]
-    lost = last.length() - pc.sum(pc.is_in(last, user_ids)).as_py() if len(last) else 0
-    if lost > settings.intake.shrink * len(last):
-        raise SnapshotShrinksError(str(file), lost, len(last), settings.intake.shrink)
+    lost = len(served.filter(pc.invert(pc.is_in(served, user_ids))))
+    if lost > settings.intake.shrink * len(served):
+        raise SnapshotShrinksError(str(settings.feature_repo_path / names.USER_CLUSTERS_PATH), lost, len(served), settings.intake.shrink)
 
 
 def _tasks(histories: UserHistories) -> Iterator[UserHistories]:
@@ -196,12 +204,16 @@ def _counted(parts: Iterable[UserClusters], users: int, progress: Callable[[int,
         yield part
 
 
-def _made_as_of(file: Path) -> int:
-    """Time of the snapshot on disk, 0 when there is none."""
-    if not file.exists():
-        return 0
-    times = read_own(file, columns=[names.TIMESTAMP])[names.TIMESTAMP]
-    return pc.max(times.cast(pa.int64())).as_py() or 0
+def _made_as_of(folder: Path) -> int:
+    """Time of the newest snapshot on disk, 0 when there is none."""
+    return max(map(snapshot_time, snapshot_files(folder)), default=0)
+
+
+def _without_clusters(users: pa.Array, action_types: Sequence[str], as_of: int) -> pa.Table:
+    columns: dict[str, list[object]] = {field.name: [[]] * len(users) for field in _ROWS}
+    columns |= {names.JOIN_KEY: users.to_pylist(), names.ACTION_TYPES: [list(action_types)] * len(users)}
+    columns |= {names.QUERY_OFFSETS: [[0]] * len(users), names.TIMESTAMP: [_naive(as_of)] * len(users)}
+    return pa.table(columns, schema=_ROWS)
 
 
 def _table(
@@ -240,7 +252,11 @@ def _table(
             names.QUERY_ITEMS: lists(queries, space.item_ids.take(pa.array(found.query_items[asked]))),
             names.QUERY_WEIGHTS: lists(queries, found.query_weights[asked]),
             names.QUERY_OFFSETS: lists(offsets_of(found.served + 1), query_ends[per_user] - first),
-            names.TIMESTAMP: pa.array([datetime.fromtimestamp(as_of / 1e6, UTC).replace(tzinfo=None)] * users, pa.timestamp("us")),
+            names.TIMESTAMP: pa.array([_naive(as_of)] * users, pa.timestamp("us")),
         },
-        schema=USER_CLUSTERS,
+        schema=_ROWS,
     )
+
+
+def _naive(at: int) -> datetime:
+    return datetime.fromtimestamp(at / 1e6, UTC).replace(tzinfo=None)

@@ -22,11 +22,14 @@ from bandit.rewards.sums import DRAWN, SumsDefinition
 from bandit.settings.load import Settings
 from bandit.types import SUM_NAMES, SUMS
 from feature_repo import names
+from training.features.snapshots import write_snapshot
 from training.logs.engine import deduplicated, engine, epoch_us
-from training.logs.lineage import Lineage, credited, read_lineage
+from training.logs.lineage import Lineage, credited, read_lineage, timed_file
 from training.logs.open_logs import Log, open_log, put_aside, read_snapshots
 from training.logs.schemas import CLUSTER_REWARDS, EVENTS, RECLUSTERINGS
 from training.logs.tables import write_table
+
+_ROWS = CLUSTER_REWARDS.remove(CLUSTER_REWARDS.get_field_index(names.REWARDS_GENERATION))  # which is given when they are written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,7 @@ def rows_per_user(cluster_sums: ir.Table, *, as_of: int) -> pa.Table:
     return pa.table(
         {
             "user_id": users.take(pa.array(starts)),
-            names.CLUSTER_IDS: lists("cluster_id"),
+            names.REWARDED_CLUSTERS: lists("cluster_id"),
             **{name: lists(name) for name in SUM_NAMES},
             EVENTS: pa.array(np.add.reduceat(table[EVENTS].to_numpy(), starts) if per_user else [], pa.int64()),
             names.AS_OF: pa.array(np.full(per_user, as_of), pa.int64()),
@@ -133,16 +136,16 @@ def fold(settings: Settings, *, as_of: int, now: int) -> Folded:
         cluster_sums = sums(feedback.read(connection), draws, as_of=as_of, definition=definition, lineage=lineage)
         table = rows_per_user(cluster_sums, as_of=as_of)
     gone_through = pa.array([len(lineage.get(user, ())) for user in table["user_id"].to_pylist()], pa.int64())
-    table = table.append_column(RECLUSTERINGS, gone_through).select(CLUSTER_REWARDS.names).cast(CLUSTER_REWARDS)
+    table = table.append_column(RECLUSTERINGS, gone_through).select(_ROWS.names).cast(_ROWS)
     folder = settings.feature_repo_path / names.CLUSTER_REWARDS_PATH
     news = table.filter(_unseen(connection, settings, table, as_of))
-    file = folder / f"{datetime.fromtimestamp(as_of / 1e6, UTC):%Y%m%dT%H%M%S.%f}.parquet"
+    file = timed_file(folder, as_of)
     if news.num_rows or not file.parent.exists():
         _drop_former_columns(folder)
-        write_table(news, file)
+        write_snapshot(folder, news, CLUSTER_REWARDS, as_of=as_of)
     return Folded(
         users=news.num_rows,
-        clusters=pc.sum(pc.list_value_length(news[names.CLUSTER_IDS])).as_py() or 0,
+        clusters=pc.sum(pc.list_value_length(news[names.REWARDED_CLUSTERS])).as_py() or 0,
         events=pc.sum(table[EVENTS]).as_py() or 0,
         as_of=as_of,
         **put_aside(feedback, decisions),

@@ -33,7 +33,8 @@ redis.call('HSET', KEYS[1], unpack(ARGV))
 return 1
 """
 _KEYS_KEPT = 100_000  # of users; the key of one takes Feast as long as the rest of its row
-_FIELDS = names.columns(names.CLUSTER_REWARDS)
+_FIELDS = [column.name for column in names.served(names.CLUSTER_REWARDS)]
+_FROM_NO_SNAPSHOT = Value(int64_val=0).SerializeToString()
 
 
 class RewardRows:
@@ -46,7 +47,7 @@ class RewardRows:
         self._lifetime = config.online_store.key_ttl_seconds
         self._client = client
         self._time = f"_ts:{view}".encode()
-        self._field: dict[str, bytes] = {name: _mmh3(f"{view}:{name}") for name in _FIELDS}
+        self._field: dict[str, bytes] = {name: _mmh3(f"{view}:{name}") for name in names.columns(view)}
         self._script = ""
         self.key = lru_cache(_KEYS_KEPT)(self._key)
 
@@ -74,13 +75,14 @@ class RewardRows:
         for name, values in zip(SUM_NAMES, sums.values.T, strict=True):
             arguments += field[name], _doubles(values.tobytes())
         arguments += field[names.AS_OF], Value(int64_val=sums.as_of).SerializeToString()
-        arguments += field[names.CLUSTER_IDS], Value(string_list_val=StringList(val=ids)).SerializeToString()
+        arguments += field[names.REWARDS_GENERATION], _FROM_NO_SNAPSHOT
+        arguments += field[names.REWARDED_CLUSTERS], Value(string_list_val=StringList(val=ids)).SerializeToString()
         return arguments
 
     def read(self, user_id: str) -> ClusterRewards | None:
         """The row as it stands in the online store, None when there is none."""
         raw = self._client.hmget(self.key(user_id), [self._field[name] for name in _FIELDS])
-        if raw[_FIELDS.index(names.CLUSTER_IDS)] is None:
+        if raw[_FIELDS.index(names.REWARDED_CLUSTERS)] is None:
             return None
         held: dict[str, Any] = {}
         for name, value in zip(_FIELDS, raw, strict=True):
@@ -88,7 +90,7 @@ class RewardRows:
             kind = decoded.WhichOneof("val")
             held[name] = getattr(decoded, kind) if name == names.AS_OF else list(getattr(decoded, kind).val)
         return ClusterRewards(
-            cluster_ids=held[names.CLUSTER_IDS],
+            cluster_ids=held[names.REWARDED_CLUSTERS],
             as_of=held[names.AS_OF],
             sums=Sums(np.array([held[name] for name in SUM_NAMES], np.float64)),
         )

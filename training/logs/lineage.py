@@ -37,19 +37,24 @@ def timed_file(folder: Path, as_of: int) -> Path:
     return folder / f"{datetime.fromtimestamp(as_of // 1_000_000, UTC).replace(microsecond=as_of % 1_000_000):{_NAME}}.parquet"
 
 
+def time_of(file: Path) -> int:
+    """The time that a file is named by, UTC microseconds. Raises: ValueError when its name is no time."""
+    moment = datetime.strptime(file.stem, _NAME).replace(tzinfo=UTC)
+    return round(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond
+
+
 def timed_files(folder: Path) -> dict[int, Path]:
     """All such files of a folder by their time, the oldest first.
 
     Raises: InvalidTableError for a file that is named otherwise.
     """
-    found = {}
+    times = {}
     for file in sorted(folder.glob("*.parquet")):
         try:
-            moment = datetime.strptime(file.stem, _NAME).replace(tzinfo=UTC)
+            times[time_of(file)] = file
         except ValueError as error:
             raise InvalidTableError(str(file), f"its name is no time, expected one such as {timed_file(folder, 0).name}") from error
-        found[round(moment.replace(microsecond=0).timestamp()) * 1_000_000 + moment.microsecond] = file
-    return found
+    return times
 
 
 def lineage_folder(settings: Settings) -> Path:

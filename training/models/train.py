@@ -18,6 +18,7 @@ from bandit.rewards.prior import fit_prior
 from bandit.settings.load import Settings
 from bandit.types import Prior
 from feature_repo import names
+from training.features.snapshots import newest_snapshot
 from training.lock import leased
 from training.logs.engine import engine
 from training.logs.open_logs import read_engine, read_snapshots
@@ -161,22 +162,22 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
 
     Clusters that are no longer in `user_clusters` count towards the global mean only.
     """
-    clusters = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    clusters = newest_snapshot(settings.feature_repo_path / names.USER_CLUSTERS_PATH, until=as_of)
     strength = settings.policy.prior_strength
     connection = engine()
     snapshots = read_snapshots(settings, connection)
-    if not clusters.exists() or snapshots is None:
+    if clusters is None or snapshots is None:
         return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
     sums = snapshots.filter(ibis._[names.AS_OF] <= as_of)
     newest = sums.group_by("user_id").agg(
-        **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.CLUSTER_IDS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
+        **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.REWARDED_CLUSTERS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
         age=as_of - sums[names.AS_OF].max(),
     )
-    newest = newest.mutate(place=ibis.range(0, newest[names.CLUSTER_IDS].length())).unnest("place")
+    newest = newest.mutate(place=ibis.range(0, newest[names.REWARDED_CLUSTERS].length())).unnest("place")
     factor = ibis.literal(2.0) ** (-newest.age / float(settings.reward.half_lives().long))
     evidence = newest.select(
         "user_id",
-        cluster_id=newest[names.CLUSTER_IDS][newest.place],
+        cluster_id=newest[names.REWARDED_CLUSTERS][newest.place],
         impressions=newest[names.IMPRESSIONS_LONG][newest.place] * factor,
         reward=newest[names.REWARD_LONG][newest.place] * factor,
     )

@@ -102,7 +102,7 @@ def _users(settings: Settings, definition: SumsDefinition, happened: ir.Table, d
     for batch in rows_per_user(by_cluster, as_of=as_of).to_batches():
         for row in batch.to_pylist():
             values = Sums(np.array([row[name] for name in SUM_NAMES], np.float64))
-            rewards = ClusterRewards(cluster_ids=row[names.CLUSTER_IDS], as_of=as_of, sums=values)
+            rewards = ClusterRewards(cluster_ids=row[names.REWARDED_CLUSTERS], as_of=as_of, sums=values)
             yield row["user_id"], UserSums.of(definition, rewards, history.get(row["user_id"], []))
 
 

@@ -22,7 +22,7 @@ from tests.conftest import Deployment
 from tests.served_world import AS_OF, EMPTY, ITEMS, QUIET, REWARDED, UNKNOWN, Served
 from tests.tables_made import NOW
 
-_CLUSTERS, _REWARDS = names.columns(names.USER_CLUSTERS), names.columns(names.CLUSTER_REWARDS)
+_CLUSTERS, _REWARDS = ([column.name for column in names.served(view)] for view in (names.USER_CLUSTERS, names.CLUSTER_REWARDS))
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def plainly(record: Profile | ClusterRewards, columns: list[str]) -> dict[str, A
 
 def test_every_field_is_read() -> None:
     assert {field.name for field in dataclasses.fields(Profile)} == set(_CLUSTERS)
-    read = {name for name in _REWARDS if name not in names.SUMS}
-    assert {field.name for field in dataclasses.fields(ClusterRewards)} == {*read, "sums"}
+    assert {name for name in _REWARDS if name not in names.SUMS} == {names.AS_OF, names.REWARDED_CLUSTERS}
+    assert {field.name for field in dataclasses.fields(ClusterRewards)} == {"as_of", "cluster_ids", "sums"}
     assert names.SUMS == SUM_NAMES
 
 
@@ -56,7 +56,9 @@ def test_reads_what_feast_reads(served: Served, reader: FeatureReader, user: str
     assert rewards is not None
     assert (len(profile), len(rewards.cluster_ids), rewards.as_of) == (len(ITEMS), len(ITEMS), AS_OF)
     assert plainly(profile, _CLUSTERS) == publicly(served, names.USER_CLUSTERS, _CLUSTERS, user)
-    assert plainly(rewards, _REWARDS) == publicly(served, names.CLUSTER_REWARDS, _REWARDS, user)
+    online = publicly(served, names.CLUSTER_REWARDS, _REWARDS, user)
+    assert online.pop(names.REWARDED_CLUSTERS) == rewards.cluster_ids
+    assert plainly(rewards, list(online)) == online
 
 
 def test_users_differ(reader: FeatureReader) -> None:

@@ -21,6 +21,7 @@ from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, NOW, TIME, naive, unit_vectors, write_embeddings, write_history
 from training.clustering import cluster as step
 from training.clustering.cluster import _ENGAGEMENTS_PER_TASK, Clustered, cluster
+from training.features.snapshots import newest_snapshot
 
 ITEMS = [f"i{number:02d}" for number in range(40)]
 
@@ -97,12 +98,14 @@ USELESS: dict[str, tuple[list[tuple[str, str, str, int]], str]] = {
 @pytest.mark.parametrize("name", USELESS)
 def test_a_history_that_is_of_no_use_leaves_the_last_snapshot(deployment: Deployment, files: Files, tmp_path: Path, name: str) -> None:
     rows, problem = USELESS[name]
-    before = Path(run(deployment.settings, files)[0].file).read_bytes()
+    file = Path(run(deployment.settings, files)[0].file)
+    before = file.read_bytes()
     useless = Files(history=write_history(tmp_path / "useless.parquet", rows), embeddings=files.embeddings)
     with pytest.raises(NothingUsableError, match=re.escape(problem)) as raised:
         run(deployment.settings, useless, as_of=NOW + 1, now=NOW + 2 * DAY)
     assert raised.value.file == str(useless.history)
-    assert (deployment.settings.feature_repo_path / names.USER_CLUSTERS_PATH).read_bytes() == before
+    assert file.read_bytes() == before
+    assert newest_snapshot(file.parent, until=2**62) == file
     assert run(deployment.settings, files, as_of=NOW + 1)[0].changed == 0  # and its lineage and members
 
 
@@ -238,11 +241,11 @@ def test_embeddings_of_other_widths_are_the_same_embeddings(deployment: Deployme
 
 def refused(settings: Settings, files: Files, message: str | None = None) -> InvalidTableError:
     """The error that clustering these files raises; nothing may be written then."""
-    target = settings.feature_repo_path / names.USER_CLUSTERS_PATH
-    before = target.read_bytes() if target.exists() else None
+    folder = settings.feature_repo_path / names.USER_CLUSTERS_PATH
+    before = {file: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(InvalidTableError, match=message) as raised:
         run(settings, files)
-    assert (target.read_bytes() if target.exists() else None) == before
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
     return raised.value
 
 

@@ -20,8 +20,9 @@ from bandit.settings.load import Settings
 from feature_repo import names
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, write_decisions, write_feedback
-from training.features.feature_store import materialize, online_rows
+from training.features.feature_store import online_rows
 from training.features.fold import Folded, fold, sums
+from training.features.materialize import materialize
 from training.logs.schemas import DECISIONS
 
 WEIGHTS = {"impression": 0.0, "repin": 1.0, "click": 0.5, "closeup": 0.25, "hide": -1.0}
@@ -75,7 +76,7 @@ def folded_sums(table: pa.Table) -> Sums:
     """A snapshot, as the same nested dictionary."""
     result: Sums = {}
     for row in table.to_pylist():
-        for place, cluster_id in enumerate(row[names.CLUSTER_IDS]):
+        for place, cluster_id in enumerate(row[names.REWARDED_CLUSTERS]):
             result[row[names.JOIN_KEY], cluster_id] = {name: row[name][place] for name in names.SUMS}
     return result
 
@@ -129,7 +130,7 @@ def test_equals_a_double_loop(deployment: Deployment) -> None:
     assert table[names.AS_OF].to_pylist() == [NOW] * 9
     assert table[names.TIMESTAMP].cast(pa.int64()).to_pylist() == [NOW] * 9
     assert table[names.JOIN_KEY].to_pylist() == sorted(table[names.JOIN_KEY].to_pylist())
-    assert all(ids == sorted(ids) for ids in table[names.CLUSTER_IDS].to_pylist())
+    assert all(ids == sorted(ids) for ids in table[names.REWARDED_CLUSTERS].to_pylist())
 
 
 def test_draws_fade_with_the_sessions_half_life_and_wait_for_nobodys_impression(deployment: Deployment) -> None:
@@ -269,7 +270,7 @@ def test_folding_the_same_time_again_gives_the_same_snapshot(deployment: Deploym
     assert again.users > 0
     # Not the same bytes: DuckDB adds in the order in which its threads come, so the last digits of a sum may differ.
     assert_same(folded_sums(found), folded_sums(expected))
-    exact = [names.JOIN_KEY, names.CLUSTER_IDS, names.AS_OF, names.TIMESTAMP, "events"]
+    exact = [names.JOIN_KEY, names.REWARDED_CLUSTERS, names.AS_OF, names.TIMESTAMP, "events"]
     assert found.select(exact).equals(expected.select(exact))
 
 
@@ -288,7 +289,7 @@ def test_snapshots_of_before_with_more_columns_are_read_beside_those_of_now(depl
     second, news = run(settings, as_of=NOW + 1)
     assert news[names.JOIN_KEY].to_pylist() == ["u"]  # the other user's sums of before count
     assert pq.read_table(result.file).equals(table)
-    assert materialize(settings, until=NOW + 1) == 3
+    assert materialize(settings, until=NOW + 1).written[names.CLUSTER_REWARDS] == 2
     assert online_rows(settings, deployment.redis).read("other") is not None
     assert second.users == 1
 

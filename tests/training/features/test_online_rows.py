@@ -62,7 +62,10 @@ def publicly(deployment: Deployment, user: str) -> dict[str, Any]:
 def expected_row(sums: UserSums) -> dict[str, Any]:
     rewards = sums.rewards()
     row: dict[str, Any] = dict(zip(names.SUMS, rewards.sums.values, strict=True))
-    row |= {name: getattr(rewards, name) for name in FEATURES if hasattr(rewards, name)}
+    row |= {name: getattr(rewards, name) for name in FEATURES if hasattr(rewards, name)} | {
+        names.REWARDED_CLUSTERS: rewards.cluster_ids,
+        names.REWARDS_GENERATION: 0,
+    }
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 

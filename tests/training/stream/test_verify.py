@@ -22,8 +22,8 @@ from tests.ports import free_port
 from tests.streamed import Streamed
 from tests.tables_made import HOUR, KEYS, feedback
 from training.console import stop_event
-from training.features.feature_store import materialize
 from training.features.fold import fold
+from training.features.materialize import materialize
 from training.stream import verify as step
 from training.stream.run import stream
 from training.stream.verify import verify
@@ -150,11 +150,11 @@ def test_materialize_leaves_cluster_rewards_to_the_stream(folded: tuple[Streamed
     streamed.consumer()._archiver.close()
     fold(streamed.settings, as_of=streamed.now, now=streamed.now)
     before = {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("*")}
-    assert materialize(streamed.settings, until=streamed.now) == 0
+    assert materialize(streamed.settings, until=streamed.now).rows == 0
     assert {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("*")} == before
     assert open_store(streamed.settings.feature_repo_path, streamed.settings.redis_url).get_feature_view(names.CLUSTER_REWARDS)
     off = streamed.deployment.settings.stream.model_copy(update={"enabled": False})
-    assert materialize(streamed.settings.model_copy(update={"stream": off}), until=streamed.now) > 0
+    assert materialize(streamed.settings.model_copy(update={"stream": off}), until=streamed.now).rows > 0
 
 
 def test_a_stream_that_is_not_enabled_is_refused(streamed: Streamed, run: Run) -> None:
