@@ -101,7 +101,7 @@ class Profile:
     @property
     def actions(self) -> Floats:
         """Number of actions of each cluster, of all types, (n,)."""
-        totals: Floats = self.action_counts.sum(axis=1)
+        totals: Floats = np.add.reduce(self.action_counts, axis=1)
         return totals
 
 

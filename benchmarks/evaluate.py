@@ -24,7 +24,7 @@ from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
 from bandit.ope.gate import Gate
 from bandit.policy.logged_inputs import INPUTS
-from bandit.policy.quota_rows import proportional_rows
+from bandit.policy.quotas import proportional
 from bandit.rewards.scheme import RewardScheme
 from benchmarks.result import Result
 from training.evaluation.evaluate import LOGGED, Target, evaluate_log
@@ -42,7 +42,8 @@ def row_group(rng: np.random.Generator, *, features: bool) -> pa.Table:
     impressions = rng.gamma(0.5, 20.0, (GROUP, n)) * (rng.random((GROUP, n)) < 0.7)
     rate = rng.beta(2.0, 8.0, (GROUP, n))
     caps = np.full((GROUP, n), CAP)
-    quotas = proportional_rows(rate + rng.uniform(0.05, 0.3, (GROUP, n)), np.full(GROUP, float(QUERIES)), caps)
+    weights = (rate + rng.uniform(0.05, 0.3, (GROUP, n))).ravel()
+    quotas = proportional(weights, np.full(GROUP, QUERIES), caps.ravel(), np.arange(GROUP + 1) * n).reshape(GROUP, n)
     fraction, u = quotas - np.floor(quotas), rng.random((GROUP, 1))
     draws = (np.floor(quotas) + np.diff(np.ceil(fraction.cumsum(axis=1).round(9) - u), axis=1, prepend=0.0)).astype(np.int32)
     row, place = np.nonzero(draws)

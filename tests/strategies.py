@@ -81,6 +81,13 @@ def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
     return draw(scores(n)), draw(budgets(n)), draw(ks), draw(caps(n))
 
 
+def greedy_value(scores: np.ndarray, k: float, caps: np.ndarray) -> float:
+    """Largest sum(lambda * scores) over 0 <= lambda <= caps, sum(lambda) = min(k, sum(caps))."""
+    best = np.argsort(-scores)
+    taken = np.diff(np.minimum(np.cumsum(caps[best]), k), prepend=0.0)
+    return float(taken @ scores[best])
+
+
 @st.composite
 def profiles(draw: st.DrawFn, min_clusters: int = 0, max_clusters: int = 8) -> Profile:
     n, types = draw(st.integers(min_clusters, max_clusters)), draw(st.integers(0, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bandit.types import SUM_NAMES, Floats, Ints, Profile, Sums
@@ -27,26 +29,23 @@ def pack_policy_inputs(profile: Profile, evidence: Sums, rows: Ints | None = Non
 
 def _pack(matrix: Floats, rows: Ints, profile: Profile, sums: Floats) -> None:
     """Write the inputs of the rows, and in the last row of the matrix their sums over all clusters; the matrix comes zeroed."""
-    topic_ids, action_counts, importance = profile.topic_ids, profile.action_counts, profile.importance
-    last, types, position = matrix.shape[0] - 1, action_counts.shape[1], 0
-    for row in range(action_counts.shape[0]):
-        actions = 0.0
-        for column in range(types):
-            actions += action_counts[row, column]
+    topic_ids, actions, importance = profile.topic_ids, profile.actions, profile.importance
+    last, position = matrix.shape[0] - 1, 0
+    for row in range(topic_ids.shape[0]):
         matrix[last, 0] += topic_ids[row]
-        matrix[last, 1] += actions
+        matrix[last, 1] += actions[row]
         matrix[last, 2] += importance[row]
         for column in range(sums.shape[0]):
             matrix[last, 3 + column] += sums[column, row]
         if position < last and rows[position] == row:  # rows ascend
             matrix[position, 0] = topic_ids[row]
-            matrix[position, 1] = actions
+            matrix[position, 1] = actions[row]
             matrix[position, 2] = importance[row]
             for column in range(sums.shape[0]):
                 matrix[position, 3 + column] = sums[column, row]
             position += 1
 
 
-def evidence_from_inputs(columns: dict[str, Floats]) -> Sums:
-    """The evidence among named inputs, arrays of any one shape."""
-    return Sums(np.stack([columns[name] for name in SUM_NAMES]))
+def evidence_from_inputs(columns: Mapping[str, Floats], unread: Floats) -> Sums:
+    """The evidence among named inputs, arrays of any one shape; `unread` stands for sums that are not among them."""
+    return Sums(np.stack([columns.get(name, unread) for name in SUM_NAMES]))

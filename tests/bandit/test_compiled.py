@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bandit.policy.scores import POLICIES, plan
 from bandit.rewards.decay import HalfLives
-from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES, ClusterRewards, Sums
+from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES, ClusterRewards, Rate, Sums
 from tests.plain import COMPILED, both
-from tests.strategies import NOW, decisions, law, scored, users, weighted
+from tests.strategies import EMPTY_PRIOR, NOW, candidates_of, decisions, law, scored, simple_profile, users, weighted
 
 HALF_LIVES = HalfLives(session=30 * MICROSECONDS_PER_MINUTE, long=30 * MICROSECONDS_PER_DAY)
 
@@ -65,9 +66,24 @@ def test_evidence(user, random):
 @given(decisions())
 def test_scores(decision):
     known, _, _ = decision
-    residuals, weights = known.model.predict(known.features), np.frombuffer(known.model.weights, "<f4")
+    weights = np.frombuffer(known.model.weights, "<f4")
     same("bandit.model.linear", lambda module: module.predictions(known.features, weights))
-    same("bandit.policy.optimism", lambda module: module.optimistic(known.features, residuals, known.evidence, 8.0, known.exploration))
+    for policy in POLICIES:
+        same("bandit.policy.scores", lambda module, policy=policy: module.POLICIES[policy].score(known))
+
+
+@pytest.mark.parametrize("n", [7, 8, 9, 20, 127, 128, 129, 300, 1001])
+def test_the_average_rate_is_numpys_to_the_last_bit(n):
+    """Decisions of earlier versions were made with it."""
+    rng = np.random.default_rng(n)
+    sums = np.zeros((5, n))
+    sums[2], sums[3] = rng.gamma(0.5, 20.0, n), rng.normal(1.0, 3.0, n)
+    sums[2, ::3] = 0.0
+    seen = sums[2] > 0.0
+    known = candidates_of(simple_profile(n), Sums(sums), EMPTY_PRIOR)
+    unseen = plan("query_reward", known, 1, np.ones(n)).scores[~seen]
+    np.testing.assert_array_equal(unseen, np.maximum(sums[3][seen] / sums[2][seen], 0.0).mean())
+    same("bandit.policy.scores", lambda module: module.query_reward(known))
 
 
 @law
@@ -75,10 +91,10 @@ def test_scores(decision):
 def test_budgeted_quotas(case):
     scores, budgets, k, caps = case
     same("bandit.policy.quotas", lambda module: module.budgeted(scores, budgets, k, caps))
-    same("bandit.policy.quotas", lambda module: module.greedy_value(np.asarray(scores), k, np.asarray(caps)))
+    prior = Rate(mean=0.1, strength=8.0)
     same(
         "bandit.policy.quotas",
-        lambda module: module.budget_by_evidence(np.asarray(scores), np.abs(scores), k, caps, strength=8.0, share=0.01, least=0.1),
+        lambda module: module.budget_by_evidence(np.asarray(scores), np.abs(scores), k, caps, prior=prior, share=0.01),
     )
 
 
@@ -87,7 +103,6 @@ def test_budgeted_quotas(case):
 def test_proportional_quotas(case):
     weights, k, caps = case
     same("bandit.policy.quotas", lambda module: module.proportional(weights, k, caps))
-    same("bandit.policy.quotas", lambda module: module.is_distribution(module.proportional(weights, k, caps), k, caps))
 
 
 @law

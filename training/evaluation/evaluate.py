@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,19 +18,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bandit.errors import EmptyLogError, InvalidPropensityError, InvalidTableError, InvalidValueError
-from bandit.model.featurize import FEATURE_NAMES
+from bandit.model.exploration import Exploration
+from bandit.model.featurize import FEATURE_NAMES, rebase
 from bandit.model.linear_model import LinearModel
 from bandit.ope.diagnostics import audit, diagnose
 from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import BUCKETS, Batch, refuse_bad_propensities
 from bandit.ope.gate import Gate
 from bandit.ope.lift import differences
-from bandit.policy.logged_inputs import INPUTS
-from bandit.policy.policy_rows import ROW_POLICIES, Rows
+from bandit.policy.logged_inputs import INPUTS, evidence_from_inputs
+from bandit.policy.scores import POLICIES, Candidates, plan
 from bandit.rewards.scheme import RewardScheme
-from bandit.types import Floats, Ints
+from bandit.types import Floats, Ints, Prior, Rate
 from training.evaluation.result import Evaluation, PartialSums, evaluation_of
-from training.models.outcomes import RATES, TOTALS, flat, left_out, padded, read_group
+from training.models.outcomes import RATES, TOTALS, flat, left_out, matrix, padded, read_group
 
 LOGGED = "logged"  # the baseline that is what was really drawn from
 ROWS_AT_ONCE = 8192  # keeps the matrices of a batch in the processor's cache
@@ -51,8 +52,8 @@ class Target:
         """What it reads of the log beside quotas and caps."""
         if self.policy == LOGGED:
             return []
-        needs = ROW_POLICIES[self.policy]
-        return [*needs.inputs, *(["features", TOTALS] if needs.features else [])]
+        policy = POLICIES[self.policy]
+        return [*policy.inputs, *(["features", TOTALS] if policy.takes_model else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +210,9 @@ def value_batch(record: pa.RecordBatch, users: Ints, task: EvaluationTask) -> Pa
     _refuse_bad_rewards(record, row, reward, task)
     intercept, slope = task.reward_model
     predicted = np.where(caps > 0.0, intercept + slope * padded(record[RATES], width), 0.0)
-    quotas = [logged if one.policy == LOGGED else planned(record, one, caps, k) for one in (task.target, task.baseline)]
+    quotas = [
+        logged if one.policy == LOGGED else matrix(planned(record, one), record["caps"], width) for one in (task.target, task.baseline)
+    ]
 
     def batch(wanted: Floats) -> Batch:
         return Batch(
@@ -233,17 +236,34 @@ def value_batch(record: pa.RecordBatch, users: Ints, task: EvaluationTask) -> Pa
     )
 
 
-def planned(record: pa.RecordBatch, target: Target, caps: Floats, k: Floats) -> Floats:
-    """Quotas that a policy would have given the logged decisions, (rows, n)."""
-    policy, width = ROW_POLICIES[target.policy], caps.shape[1]
-    totals: Mapping[str, Floats] = {}
-    features = None
-    if policy.features:
-        matrix = flat(record[TOTALS]).reshape(-1, len(INPUTS))
-        totals = {name: matrix[:, place] for place, name in enumerate(INPUTS)}
-        features = padded(record["features"], width * len(FEATURE_NAMES)).reshape(-1, width, len(FEATURE_NAMES)).astype(np.float32)
-    rows = Rows(caps=caps, k=k, inputs={name: padded(record[name], width) for name in policy.inputs}, totals=totals, features=features)
-    return policy.plan(rows, target.model)[1]
+def planned(record: pa.RecordBatch, target: Target) -> Floats:
+    """Quotas that a policy would have given the logged decisions, float64 (n,) over the candidates of all, one decision after the other.
+
+    Under the model that served they are the logged quotas, to the last bit (`tests/training/evaluation/test_same_quotas.py`).
+    """
+    policy, model = POLICIES[target.policy], target.model
+    caps, lengths, k = flat(record["caps"]), record["caps"].value_lengths().to_numpy(), record["k"].to_numpy()
+    columns = {name: flat(record[name]) for name in policy.inputs}
+    unread = np.full(len(caps), np.nan)  # what a policy does not say that it reads: it shall not decide
+    evidence = evidence_from_inputs(columns, unread)
+    features = np.empty((len(caps), 0), np.float32)
+    if policy.takes_model and model is not None:
+        features = flat(record["features"]).reshape(len(caps), len(FEATURE_NAMES)).astype(np.float32, copy=False)
+        totals = flat(record[TOTALS]).reshape(-1, len(INPUTS)).repeat(lengths, axis=0)
+        reward, impressions = totals[:, INPUTS.index("reward_long")], totals[:, INPUTS.index("impressions_long")]
+        features = rebase(features, evidence, (reward, impressions), columns["topic_ids"].astype(np.int64), model.prior)
+    candidates = Candidates(
+        actions=columns.get("actions", unread),
+        importance=columns.get("importance", unread),
+        evidence=evidence,
+        features=features,
+        prior=model.prior if model else Prior(rate=Rate(mean=0.0, strength=1.0)),  # no policy without a model looks at it
+        model=model,
+        exploration=model.manifest.exploration if model else Exploration(),  # nor at this
+        offsets=np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
+    )
+    quotas = plan(target.policy, candidates, np.maximum(k, 1), caps).quotas
+    return np.where(np.repeat(k, lengths) > 0, quotas, 0.0)  # a choice of no queries may have been logged for a caller
 
 
 def _refuse_bad_rewards(record: pa.RecordBatch, row: Ints, reward: Floats, task: EvaluationTask) -> None:
@@ -296,7 +316,7 @@ def target_of(policy: str, version: str, load: Callable[[str], LinearModel]) -> 
     """
     if version:
         return Target(label=f"model {version}", policy="bandit", model=load(version))
-    if policy == LOGGED or (policy in ROW_POLICIES and policy != "bandit"):
+    if policy == LOGGED or (policy in POLICIES and policy != "bandit"):
         return Target(label=policy, policy=policy)
-    expected = f"one of {sorted({*ROW_POLICIES, LOGGED} - {'bandit'})}, or a model version for the bandit"
+    expected = f"one of {sorted({*POLICIES, LOGGED} - {'bandit'})}, or a model version for the bandit"
     raise InvalidValueError("policy", expected=expected, received=policy)

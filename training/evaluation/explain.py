@@ -99,7 +99,7 @@ def _recomputed(settings: Settings, row: dict[str, Any], features: Any, drawn: I
     known = Candidates(
         actions=columns["actions"],
         importance=columns["importance"],
-        evidence=evidence_from_inputs(columns),
+        evidence=evidence_from_inputs(columns, columns["actions"]),
         features=features,
         prior=model.prior if model else Prior(rate=Rate(mean=0.0, strength=1.0)),  # no policy without a model looks at it
         model=model,

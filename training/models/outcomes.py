@@ -126,7 +126,12 @@ def flat(column: pa.ChunkedArray | pa.Array) -> Floats:
 
 def padded(column: pa.Array, width: int) -> Floats:
     """A list column as a matrix (rows, width), shorter lists filled up with 0."""
-    lengths, values = column.value_lengths().to_numpy(), flat(column)
+    return matrix(flat(column), column, width)
+
+
+def matrix(values: Floats, lists: pa.Array, width: int) -> Floats:
+    """Values that lie one after the other, in lists as long as these, as a matrix (rows, width) filled up with 0."""
+    lengths = lists.value_lengths().to_numpy()
     if len(lengths) and (lengths == width).all():
         return np.asarray(values, np.float64).reshape(-1, width)
     result = np.zeros((len(lengths), width))

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from bandit.errors import InvalidValueError
-from bandit.policy.quotas import budgeted, greedy_value, proportional
-from tests.strategies import law, scored, weighted
+from bandit.policy.quotas import budget_by_evidence, budgeted, proportional
+from bandit.types import Rate
+from tests.strategies import greedy_value, law, scored, weighted
 
 CASES = 10_000
 
@@ -197,13 +199,57 @@ def test_budgeted_divides_budgets_far_below_the_rounding_of_the_scores(scores, b
     assert greedy_value(np.array(scores), k, np.array(caps, float)) - quotas @ scores <= sum(budgets) + 1e-9
 
 
+def test_the_budget_is_a_share_of_the_greedy_value_or_of_its_floor_divided_by_evidence():
+    rng = np.random.default_rng(8)
+    for _ in range(500):
+        n, share, k = int(rng.integers(1, 40)), float(10.0 ** rng.uniform(-4, 0)), float(rng.integers(1, 30))
+        scores, impressions, caps = (
+            rng.normal(rng.choice([-1.0, 1.0]), 0.2, n),
+            rng.gamma(0.5, 20.0, n),
+            rng.integers(1, 6, n).astype(float),
+        )
+        prior = Rate(mean=float(rng.uniform(-0.1, 0.2)), strength=8.0)
+        value = max(greedy_value(scores, k, caps), k * prior.mean, 1e-6)
+        thin = 1.0 / (impressions + prior.strength)
+        quotas = budget_by_evidence(scores, impressions, k, caps, prior=prior, share=share)
+        np.testing.assert_allclose(quotas, budgeted(scores, share * value * thin / thin.sum(), k, caps), rtol=1e-6)
+
+
+@law
+@given(st.lists(weighted(), min_size=1, max_size=6), st.lists(scored(), min_size=1, max_size=6))
+def test_many_decisions_at_once_get_the_quotas_that_each_gets_alone_to_the_last_bit(weighted_cases, scored_cases):
+    def many(solve, cases, *options):
+        *arrays, ks, caps = zip(*cases, strict=True)
+        offsets = np.concatenate(([0], np.cumsum([len(cap) for cap in caps])))
+        return solve(*map(np.concatenate, arrays), ks, np.concatenate(caps).astype(float), offsets=offsets).tobytes()
+
+    def thin(scores, budgets, k, caps, offsets=None):
+        return budget_by_evidence(scores, budgets, k, caps, prior=Rate(mean=0.1, strength=8.0), share=0.01, offsets=offsets)
+
+    for solve, cases in ((proportional, weighted_cases), (budgeted, scored_cases), (thin, scored_cases)):
+        assert many(solve, cases) == b"".join(solve(*case).tobytes() for case in cases)
+
+
+def test_offsets_and_ks_that_do_not_fit_are_refused():
+    for offsets in ([1, 3], [0, 2], [0, 2, 1, 3], [0, 4]):
+        with pytest.raises(InvalidValueError, match=r"^offsets:"):
+            proportional(ONE, np.ones(len(offsets) - 1), ONE, np.array(offsets))
+    for k in ([1.0], [1.0, 0.0], [1.0, 1.0, 1.0], 1.0):
+        with pytest.raises(InvalidValueError, match=r"^k:"):
+            proportional(ONE, k, ONE, np.array([0, 1, 3]))
+
+
+def test_a_decision_without_clusters_among_many_has_no_quotas():
+    assert proportional(ONE, [1.0, 2.0, 1.0], ONE, np.array([0, 1, 1, 3])).tolist() == [1.0, 0.5, 0.5]
+
+
 def test_a_larger_budget_draws_a_cluster_more_often():
     scores, caps = np.array([0.5, 0.4, 0.3]), np.ones(3)
     plain, spent = budgeted(scores, [0.01, 0.01, 0.01], 1, caps), budgeted(scores, [0.01, 0.01, 0.1], 1, caps)
     assert spent[2] > 2.0 * plain[2]
 
 
-def test_greedy_value_is_the_best_of_all_orders_of_filling():
+def test_the_greedy_value_of_these_tests_is_the_best_of_all_orders_of_filling():
     rng = np.random.default_rng(7)
     for _ in range(200):
         n = int(rng.integers(1, 5))

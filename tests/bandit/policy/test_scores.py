@@ -8,15 +8,27 @@ import typing
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from bandit.errors import InvalidValueError
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES
 from bandit.model.linear_model import weight_count
-from bandit.policy.quotas import greedy_value
-from bandit.policy.scores import FALLBACK, POLICIES, plan, query_reward
+from bandit.policy.logged_inputs import INPUTS, evidence_from_inputs
+from bandit.policy.scores import FALLBACK, POLICIES, Candidates, plan, query_reward
 from bandit.settings.sections import PolicySettings
-from tests.strategies import EMPTY_PRIOR, candidates_of, decisions, law, linear_model, random_model, simple_evidence, simple_profile
+from bandit.types import SUM_NAMES, Sums
+from tests.strategies import (
+    EMPTY_PRIOR,
+    candidates_of,
+    decisions,
+    greedy_value,
+    law,
+    linear_model,
+    random_model,
+    simple_evidence,
+    simple_profile,
+)
 
 every_policy = pytest.mark.parametrize("policy", sorted(POLICIES))
 SILENT = linear_model(np.zeros(weight_count(len(FEATURE_NAMES))))
@@ -59,6 +71,42 @@ def test_a_plan_is_pure_and_does_not_depend_on_the_order_of_clusters(policy, dec
     arrays = {name: getattr(known, name)[rows] for name in ("actions", "importance", "features")}
     moved = plan(policy, dataclasses.replace(known, evidence=known.evidence.take(rows), **arrays), k, caps[rows])
     np.testing.assert_allclose(moved.scores, result.scores[rows], rtol=1e-5, atol=1e-5)
+
+
+@every_policy
+@law
+@given(st.lists(decisions(), min_size=1, max_size=5))
+def test_many_decisions_at_once_are_planned_as_each_alone_to_the_last_bit(policy, several):
+    shared = {name: getattr(several[0][0], name) for name in ("prior", "model", "exploration")}
+    known = [dataclasses.replace(candidates, **shared) for candidates, _, _ in several]
+    arrays = {name: np.concatenate([getattr(one, name) for one in known]) for name in ("actions", "importance", "features")}
+    sums = Sums(np.concatenate([one.evidence.values for one in known], axis=1))
+    offsets = np.concatenate(([0], np.cumsum([len(one.actions) for one in known])))
+    caps = [caps for _, _, caps in several]
+    together = plan(
+        policy, Candidates(evidence=sums, offsets=offsets, **arrays, **shared), [k for _, k, _ in several], np.concatenate(caps)
+    )
+    alone = [plan(policy, one, k, cap) for one, (_, k, cap) in zip(known, several, strict=True)]
+    assert together.scores.tobytes() == b"".join(one.scores.tobytes() for one in alone)
+    assert together.quotas.tobytes() == b"".join(one.quotas.tobytes() for one in alone)
+
+
+@every_policy
+@law
+@given(decisions())
+def test_a_policy_reads_no_inputs_but_those_that_it_names(policy, decision):
+    """Evaluation reads no others from a log: here they are not a number."""
+    known, k, caps = decision
+    named, nan = POLICIES[policy].inputs, np.full(len(caps), np.nan)
+    columns = {name: getattr(known, name) for name in ("actions", "importance")}
+    columns |= {name: getattr(known.evidence, name) for name in SUM_NAMES}
+    evidence = evidence_from_inputs({name: columns[name] for name in SUM_NAMES if name in named}, nan)
+    others = {name: columns[name] if name in named else nan for name in ("actions", "importance")}
+    if not POLICIES[policy].takes_model:
+        others["features"] = np.full_like(known.features, np.nan)
+    bare = dataclasses.replace(known, evidence=evidence, **others)
+    assert set(named) <= set(INPUTS)
+    assert plan(policy, bare, k, caps).quotas.tobytes() == plan(policy, known, k, caps).quotas.tobytes()
 
 
 @every_policy

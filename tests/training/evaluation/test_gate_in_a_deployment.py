@@ -10,11 +10,11 @@ import pytest
 
 from bandit.errors import NoComparisonError, NotBetterError
 from bandit.model.exploration import Exploration
-from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
+from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, rebase
 from bandit.model.linear_model import LinearModel, weight_count
 from bandit.policy.logged_inputs import INPUTS
-from bandit.policy.policy_rows import ROW_POLICIES, Rows
-from bandit.types import Prior, Rate
+from bandit.policy.scores import Candidates, plan
+from bandit.types import Prior, Rate, Sums
 from tests.conftest import Deployment
 from tests.strategies import NOW, linear_model
 from tests.tables_made import KEYS
@@ -43,8 +43,18 @@ def write_log(file: Path, by: LinearModel, version: str, rows: int = ROWS) -> No
     features[..., GOOD] = good
     zeros = {name: np.zeros((rows, N)) for name in INPUTS}
     caps, k = np.full((rows, N), 2.0), np.full(rows, 2.0)
-    known = Rows(caps=caps, k=k, inputs=zeros, totals={name: np.zeros(rows) for name in INPUTS}, features=features)
-    _, quotas = ROW_POLICIES["bandit"].plan(known, by)
+    none = Sums(np.zeros((5, rows * N)))
+    known = Candidates(
+        actions=np.zeros(rows * N),
+        importance=np.zeros(rows * N),
+        evidence=none,
+        features=rebase(features.reshape(rows * N, -1), none, (np.zeros(1), np.zeros(1)), np.zeros(rows * N, np.int64), by.prior),
+        prior=by.prior,
+        model=by,
+        exploration=by.manifest.exploration,
+        offsets=np.arange(rows + 1) * N,
+    )
+    quotas = plan("bandit", known, k, caps.ravel()).quotas.reshape(rows, N)
     draws = np.diff(np.ceil(quotas.cumsum(axis=1).round(9) - rng.random((rows, 1))), axis=1, prepend=0.0).astype(int)
     rewards = rng.binomial(draws, np.where(good, 0.5, 0.2)).astype(float)
     columns = {
