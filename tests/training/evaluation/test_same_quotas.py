@@ -58,7 +58,7 @@ def user(rng: np.random.Generator) -> tuple[Profile, ClusterRewards | None]:
     reward = impressions * rng.uniform(-0.3, 0.9, impressions.shape)
     sums = Sums(np.stack((impressions[0], reward[0], impressions[1], reward[1], rng.gamma(0.3, 2.0, len(known)))))
     ids = [profile.cluster_ids[place] for place in known]
-    return profile, ClusterRewards(cluster_ids=ids, as_of=MADE - HOUR, sums=sums, last_impression_at=np.zeros(len(ids), np.int64))
+    return profile, ClusterRewards(cluster_ids=ids, as_of=MADE - HOUR, sums=sums)
 
 
 def served(policy: str, learned: LinearModel, rng: np.random.Generator, number: int) -> Decision:
