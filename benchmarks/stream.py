@@ -32,7 +32,8 @@ from feature_repo.connection import connect
 from feature_repo.keys import PARTITIONS, Keys
 from serving import FeedbackLog, QuerySelector
 from training.deployment import create
-from training.features.materialize import materialize, online_rows
+from training.features.feature_store import online_rows
+from training.features.materialize import materialize
 from training.local_redis import URL_VARIABLE, local_redis
 from training.logs.schemas import USER_CLUSTERS
 from training.logs.tables import write_table

@@ -26,7 +26,8 @@ from feature_repo.keys import PARTITIONS, Keys
 from serving import FeedbackLog, QuerySelector
 from training.clustering.cluster import cluster
 from training.deployment import create
-from training.features.materialize import materialize, online_rows
+from training.features.feature_store import online_rows
+from training.features.materialize import materialize
 from training.features.online_rows import RewardRows
 from training.logs.feedback import append_feedback
 from training.retrain import retrain
