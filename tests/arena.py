@@ -15,7 +15,6 @@ from bandit.model.featurize import FEATURE_NAMES, featurize
 from bandit.model.learning import Examples, learn
 from bandit.model.linear_model import LinearModel
 from bandit.model.vowpal import Learner
-from bandit.policy.sampling import systematic
 from bandit.policy.scores import FALLBACK, Candidates, plan
 from bandit.rewards.decay import HalfLives, align, decay
 from bandit.rewards.prior import fit_prior
@@ -25,6 +24,7 @@ from bandit.settings.sections import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Floats, Floats32, Ints, Prior, Profile, Rate, Sums
 from feature_repo import names
 from feature_repo.names import SUMS
+from tests.strategies import systematic
 from tests.worlds import QUERIES, ROUND, DriftingWorld, Outcome, World, best, happen, now, profiles, worth
 from training.features.fold import sums
 from training.logs.schemas import FEEDBACK, TIME

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from bandit.ope.estimators.batch import BUCKETS, Batch
+from bandit.ope.estimators.state import State
+from bandit.ope.intervals import Interval
+
+
+def normal_interval(state: State) -> Interval:
+    """Mean of the first term plus and minus 1.96 standard errors: what its sums say when decisions are independent."""
+    mean, square = state.totals[0] / state.count, state.products[0, 0] / state.count
+    wide = NormalDist().inv_cdf(0.975) * np.sqrt((square - mean**2) / (state.count - 1))
+    return Interval(low=mean - wide, high=mean + wide)
 
 
 def every_sequence(weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

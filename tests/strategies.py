@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
+from bandit.policy.sampling import draw_counts
 from bandit.policy.scores import Candidates
 from bandit.types import MICROSECONDS_PER_DAY, SUM_NAMES, Prior, Profile, Rate, Sums
 
@@ -22,6 +23,11 @@ _EXAMPLES = int(os.environ.get("LAW_EXAMPLES", "50"))  # `make mutants` runs eac
 law = settings(
     derandomize=True, deadline=None, database=None, max_examples=_EXAMPLES, phases=(Phase.explicit, Phase.generate, Phase.shrink)
 )
+
+
+def systematic(quotas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each is drawn, as a request draws clusters."""
+    return np.array(draw_counts(quotas.tolist(), list(rng.random(len(quotas)))), np.int64)
 
 
 def arrays(elements: st.SearchStrategy[float], n: int, dtype: type = np.float64) -> st.SearchStrategy[np.ndarray]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log, sqrt
-from statistics import NormalDist
 
 import numpy as np
 
@@ -27,39 +26,6 @@ class Interval:
 UNKNOWN = Interval(low=-np.inf, high=np.inf)  # what is known before there is anything to know from
 
 
-def gaussian(state: State, alpha: float = 0.05) -> Interval:
-    """Mean of the first term plus and minus its normal quantile of standard errors: decisions are taken as independent.
-
-    Agrees with the Gaussian interval of vw-estimators to 1e-12 (`tests/bandit/test_vw_estimators.py`).
-    """
-    if state.count < 2:
-        return UNKNOWN
-    mean = float(state.totals[0]) / state.count
-    wide = NormalDist().inv_cdf(1.0 - alpha / 2.0) * sqrt(_variance(state) / state.count)
-    return Interval(low=mean - wide, high=mean + wide)
-
-
-def empirical_bernstein(state: State, low: float, high: float, alpha: float = 0.05) -> Interval:
-    """For any number of decisions, when each decision's first term lies within [low, high]: no normality is asked for.
-
-    Source: Maurer and Pontil, Empirical Bernstein bounds and sample variance penalization, 2009, theorem 4, on both sides.
-    """
-    if state.count < 2:
-        return UNKNOWN
-    mean, n, tail = float(state.totals[0]) / state.count, state.count, log(4.0 / alpha)
-    wide = sqrt(2.0 * _variance(state) * tail / n) + 7.0 * (high - low) * tail / (3.0 * (n - 1))
-    return Interval(low=mean - wide, high=mean + wide)
-
-
-def bootstrap(estimator: Estimator, state: State, rng: np.random.Generator, *, resamples: int = 1000, alpha: float = 0.05) -> Interval:
-    """Percentiles of the value over resampled users: users are independent, their decisions are not.
-
-    Users are drawn in the buckets that the state keeps; those without decisions stay out. A log of few users knows little: with fewer
-    than two the interval is unbounded.
-    """
-    return percentiles(estimator, state, resample(state, rng, resamples), alpha)
-
-
 def resample(state: State, rng: np.random.Generator, resamples: int = 1000) -> Floats:
     """How often each bucket of users stands in each resample, (resamples, BUCKETS); one draw serves every estimator of a log."""
     there = np.flatnonzero(state.decisions)
@@ -70,7 +36,10 @@ def resample(state: State, rng: np.random.Generator, resamples: int = 1000) -> F
 
 
 def percentiles(estimator: Estimator, state: State, drawn: Floats, alpha: float = 0.05) -> Interval:
-    """`bootstrap` with the resamples given."""
+    """The bootstrap: percentiles of the value over resampled users, who are independent, while their decisions are not.
+
+    Users without decisions stay out. A log of few users knows little: with fewer than two the interval is unbounded.
+    """
     if np.count_nonzero(state.decisions) < 2:
         return UNKNOWN
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -120,8 +89,3 @@ def _boundary(squares: Floats, scale: float, alpha: float) -> Floats:
     v = np.maximum(squares, scale * scale)
     level = _S * np.log(np.log(_ETA * v / (scale * scale))) + log(_ZETA / (alpha * log(_ETA) ** _S))
     return np.asarray(np.sqrt(_K1 * _K1 * v * level + (_K2 * scale * level) ** 2) + _K2 * scale * level, np.float64)
-
-
-def _variance(state: State) -> float:
-    n = state.count
-    return max(float(state.products[0, 0] - state.totals[0] ** 2 / n) / (n - 1), 0.0)

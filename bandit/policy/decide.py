@@ -17,7 +17,7 @@ from bandit.model.linear_model import LinearModel
 from bandit.policy.arms import arm_of
 from bandit.policy.logged_inputs import pack_policy_inputs
 from bandit.policy.quotas import query_caps
-from bandit.policy.sampling import Randomness, draw_counts, draw_items, uniforms
+from bandit.policy.sampling import draw_counts, draw_items
 from bandit.policy.scores import FALLBACK, Candidates, Plan, plan
 from bandit.policy.splitmix import SplitMix64
 from bandit.records import Decision, Query, uuid7
@@ -161,14 +161,14 @@ def score(case: Case, model: VersionedModel | None, rules: Rules) -> Scored | No
     return Scored(case=case, arm=arm, policy=policy, evidence=evidence, rows=rows, candidates=candidates, caps=caps)
 
 
-def choose(policy: str, candidates: Candidates, k: int, caps: Floats, rng: Randomness) -> Choice:
+def choose(policy: str, candidates: Candidates, k: int, caps: Floats, rng: SplitMix64) -> Choice:
     """Scores, quotas, and how many queries each cluster gives, by systematic sampling over the quotas.
 
     Raises: InvalidValueError as `bandit.policy.scores.plan` does.
     """
     planned = plan(policy, candidates, k, caps)
     quotas = planned.quotas.tolist()
-    return Choice(plan=planned, quotas=quotas, counts=draw_counts(quotas, uniforms(rng, len(quotas))))
+    return Choice(plan=planned, quotas=quotas, counts=draw_counts(quotas, rng.random(len(quotas))))
 
 
 def choose_scored(scored: Scored) -> Choice:
@@ -207,7 +207,7 @@ def draw(scored: Scored, choice: Choice, model: VersionedModel | None) -> Decisi
     )
 
 
-def draw_queries(profile: Profile, rows: Sequence[int], choice: Choice, rng: Randomness) -> list[Query]:
+def draw_queries(profile: Profile, rows: Sequence[int], choice: Choice, rng: SplitMix64) -> list[Query]:
     """Queries, each with its exact inclusion probability, in the order of the clusters and of their items.
 
     Raises: InvalidValueError for item weights that are not finite numbers above 0.

@@ -7,49 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
-
-import numpy as np
-import numpy.typing as npt
 
 from bandit.errors import InvalidValueError
 from bandit.policy.splitmix import SplitMix64
-from bandit.types import Floats, Ints
-
-Randomness: TypeAlias = SplitMix64 | np.random.Generator
+from bandit.types import Floats
 
 _WHOLE = 1e-6  # a sum this near a whole number is one: quotas sum to k only up to rounding
 _LEAST_WEIGHT = 1e-200  # of the largest: what keeps divisions by a weight finite
 
 
-def systematic(quotas: npt.ArrayLike, rng: Randomness) -> Ints:
+def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
     """Draw counts with mean `quotas`: each is floor or ceil of its quota, and they sum to sum(quotas).
 
-    One uniform number is laid over the cumulated fractions of a random permutation; whole parts are given outright, which leaves the
-    draw as it is, since they only shift the grid by whole steps. A sum that is not whole gives its floor or ceil.
+    The first number is laid over the cumulated fractions of a permutation that the others make. Whole parts are given outright, which
+    leaves the draw as it is, since they only shift the grid by whole steps. A sum that is not whole gives its floor or ceil.
 
     Args:
-        quotas: (n,), >= 0.
-        rng: the only source of randomness.
-
-    Returns: counts, int64 (n,).
+        quotas: (n,), finite, >= 0.
+        numbers: (n,), random and uniform within [0, 1).
 
     Source: Madow 1949; random order makes pairs of clusters nearly independent.
     """
-    quotas = np.asarray(quotas, np.float64)
-    if not (np.isfinite(quotas).all() and (quotas >= 0.0).all()):
-        raise InvalidValueError("quotas", expected="finite numbers, none below 0", received=quotas.tolist())
-    return np.array(draw_counts(quotas.tolist(), uniforms(rng, len(quotas))), np.int64)
-
-
-def uniforms(rng: Randomness, count: int) -> list[float]:
-    """That many numbers within [0, 1)."""
-    numbers: list[float] = rng.random(count) if isinstance(rng, SplitMix64) else rng.random(count).tolist()
-    return numbers
-
-
-def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
-    """`systematic` on quotas that are known to be finite and >= 0, and as many numbers within [0, 1): all but the first make the order."""
     n = len(quotas)
     order = list(range(n))
     for last in range(n - 1, 0, -1):  # Fisher and Yates
@@ -77,7 +55,7 @@ def draw_counts(quotas: list[float], numbers: list[float]) -> list[int]:
 
 
 def draw_items(
-    rows: Sequence[int], quotas: list[float], counts: list[int], offsets: list[int], weights: Floats, rng: Randomness
+    rows: Sequence[int], quotas: list[float], counts: list[int], offsets: list[int], weights: Floats, rng: SplitMix64
 ) -> list[tuple[int, int, float]]:
     """Draw the items of each cluster, in the same way as `draw_counts` drew how many.
 
@@ -98,7 +76,7 @@ def draw_items(
     for position in giving:
         row = rows[position]
         needed += offsets[row + 1] - offsets[row]
-    numbers, used = uniforms(rng, needed), 0
+    numbers, used = rng.random(needed), 0
     found = []
     for position in giving:
         row, count, quota = rows[position], counts[position], quotas[position]

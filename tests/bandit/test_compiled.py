@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.policy.scores import POLICIES, plan
+from bandit.policy.splitmix import SplitMix64
 from bandit.rewards.decay import HalfLives
 from bandit.types import MICROSECONDS_PER_DAY, MICROSECONDS_PER_MINUTE, SUM_NAMES, ClusterRewards, Rate, Sums
 from tests.plain import COMPILED, both
@@ -121,9 +122,8 @@ def test_draws(seed, clusters, items):
             module.draw_counts(quotas.tolist(), np.random.default_rng(seed).random(clusters).tolist()),
             offsets.tolist(),
             weights,
-            np.random.default_rng(seed),
+            SplitMix64(seed),
         ),
     )
-    same("bandit.policy.sampling", lambda module: module.systematic(quotas, np.random.default_rng(seed)))
     same("bandit.policy.splitmix", lambda module: module.SplitMix64(seed).random(clusters))
     same("bandit.policy.sampling", lambda module: module.inclusion_probabilities(weights.tolist(), int(quotas[0])))

@@ -2,8 +2,8 @@
 
 Feast's own write reads the row's time, compares, and writes in a second round trip: a process that froze in between would put an old row
 over a newer one, and a late event, which does not move the row's time, would not be written at all. So keys, field names and values are
-Feast's, and one small Lua step writes the row unless a later commit already did. `tests/training/stream/test_rows.py` reads the rows back
-through Feast.
+Feast's, and one small Lua step writes the row unless a later commit already did. `tests/training/features/test_online_rows.py` reads the
+rows back through Feast.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def world(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def events(sizes: np.ndarray, uniform: bool, seed: int = 1) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """Single-draw events in the format of --cb_adf, and the drawn rows with the importance that mtr gives them.
 
-    Source: vowpal.md, section 2: (1 / p) * (sum of events / sum of actions), both sums up to and with this event.
+    Measured of Vowpal Wabbit 9.11: (1 / p) * (sum of events / sum of actions), both sums up to and with this event.
     """
     rng = np.random.default_rng(seed)
     features, costs = world(int(sizes.sum()), seed)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bandit.ope.estimators import ESTIMATORS
-from bandit.ope.intervals import bootstrap, gaussian, sequence_bounds
-from tests.slates import Slates, slates
+from bandit.ope.intervals import percentiles, resample, sequence_bounds
+from tests.slates import Slates, normal_interval, slates
 
 DECISIONS, REPETITIONS = 2000, 150
 
@@ -30,7 +30,7 @@ def test_self_normalised_weights_by_inclusion_are_unbiased_and_far_quieter_than_
 
 
 @pytest.mark.parametrize("name", ["ips", "dr", "pseudo_inverse"])
-def test_gaussian_intervals_cover_the_truth_as_often_as_they_say(world, name):
+def test_normal_intervals_cover_the_truth_as_often_as_they_say(world, name):
     estimator, hits, repetitions = ESTIMATORS[name], 0, 1500
     truth = world.truth
     if name == "pseudo_inverse":  # exact for independent slots: a world of its own, one slot
@@ -38,7 +38,7 @@ def test_gaussian_intervals_cover_the_truth_as_often_as_they_say(world, name):
         truth = world.truth
     for seed in range(repetitions):
         batch, _ = world.play(DECISIONS, np.random.default_rng([1, seed]))
-        interval = gaussian(estimator.observe(batch))
+        interval = normal_interval(estimator.observe(batch))
         hits += interval.low <= truth <= interval.high
     assert 0.93 <= hits / repetitions <= 0.97
 
@@ -49,7 +49,8 @@ def test_intervals_resampled_by_user_cover_the_truth_as_often_as_they_say(world,
     for seed in range(repetitions):
         rng = np.random.default_rng([2, seed])
         batch, _ = world.play(DECISIONS, rng, users=400)
-        interval = bootstrap(estimator, estimator.observe(batch), rng, resamples=400)
+        state = estimator.observe(batch)
+        interval = percentiles(estimator, state, resample(state, rng, 400))
         hits += interval.low <= world.truth <= interval.high
     assert 0.93 <= hits / repetitions <= 0.97
 

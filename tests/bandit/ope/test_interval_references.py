@@ -13,7 +13,7 @@ from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import Batch
 from bandit.ope.estimators.state import state_of
 from bandit.ope.estimators.thresholds import THRESHOLDS
-from bandit.ope.intervals import UNKNOWN, Interval, bootstrap, confidence_sequence, percentiles, resample
+from bandit.ope.intervals import UNKNOWN, Interval, confidence_sequence, percentiles, resample
 from bandit.ope.lift import absolute_lift, differences, relative_lift
 
 TERMS = np.random.default_rng(0).choice([-0.5, 0.0, 0.25, 1.5], (300, 1), p=[0.1, 0.5, 0.3, 0.1])
@@ -89,7 +89,8 @@ def test_the_bootstraps_width_is_that_of_a_mean_of_users():
     """Of users whose decisions are alike in number: 2 z standard deviations of the users' sums, by root n."""
     terms = np.random.default_rng(1).normal(1.0, 1.0, (4000, 1))
     users = np.arange(4000) // 4
-    interval = bootstrap(ESTIMATORS["ips"], state_of(terms, users), np.random.default_rng(2), resamples=4000)
+    state = state_of(terms, users)
+    interval = percentiles(ESTIMATORS["ips"], state, resample(state, np.random.default_rng(2), 4000))
     deviation = terms.reshape(1000, 4).mean(axis=1).std(ddof=1) / np.sqrt(1000)
     assert interval.high - interval.low == pytest.approx(2.0 * stats.norm.ppf(0.975) * deviation, rel=0.05)
 

@@ -15,8 +15,9 @@ from bandit.ope.diagnostics import audit_single_actions, diagnose
 from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import single_actions
 from bandit.ope.gate import CANNOT_TELL, Gate, judge
-from bandit.ope.intervals import Interval, confidence_sequence, gaussian
+from bandit.ope.intervals import Interval, confidence_sequence
 from tests.open_bandit import ITEMS, TRUTH, log, shares
+from tests.slates import normal_interval
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -46,7 +47,7 @@ def test_t2_random_logs_value_thompson_sampling_at_what_it_really_earned(campaig
     seen = log(campaign, "random")
     target = shares(campaign, "bts")[seen["position"], seen["item_id"]]
     batch = single_actions(seen["propensity_score"], target, seen["click"])
-    interval = gaussian(ESTIMATORS["ips"].observe(batch))
+    interval = normal_interval(ESTIMATORS["ips"].observe(batch))
     assert len(batch) == 10_000
     assert interval.low < truth < interval.high
 

@@ -17,7 +17,6 @@ from bandit.types import Floats, Ints
 from training.evaluation.foreign.logged_rows import Rows, Tally, bucket_of, id_of, rows_of, short
 
 _PLAIN, _OPEN_BANDIT = ("action", "probability", "reward"), ("item_id", "propensity_score", "click")
-_OPTIONAL = ("actions", "target_probability", "user_id", "decision_id", "slot")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _MISSING = ["", "nan", "null", "none", "na", "n/a"]
 
