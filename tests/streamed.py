@@ -23,6 +23,7 @@ from training.features.feature_store import online_rows
 from training.features.online_rows import RewardRows
 from training.stream.consumer import Consumer
 from training.stream.metrics import StreamMetrics
+from training.stream.state import StreamState
 from training.stream.verify import verify
 
 WEIGHTS = {"impression": 0.0, "repin": 1.0, "click": 0.5, "closeup": 0.25, "hide": -1.0}
@@ -48,6 +49,13 @@ class Streamed:
         self.metrics = StreamMetrics()
         self.before = {name: self.metrics.total(getattr(self.metrics, name)) for name in COUNTERS}
         return Consumer(self.settings, client, online_rows(self.settings, client), self.metrics)
+
+    def state(self) -> StreamState:
+        """What consumers keep in Redis, read and changed without one."""
+        folding = self.settings.reward.sums_definition().fingerprint
+        state = StreamState(self.redis, KEYS, window=self.settings.stream.window, folding=folding)
+        state.prepare()
+        return state
 
     def total(self, name: str) -> int:
         """What a counter of the newest consumer has come to. Feast lets prometheus_client keep the values of a process for ever."""

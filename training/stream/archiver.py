@@ -103,11 +103,11 @@ class Archiver:
     def _put_away(self, batch: Batch) -> None:
         batch.write(self._data)
         try:
-            self._trim(batch.positions)
+            self.trim(batch.positions)
         except redis.RedisError as error:  # the next owner writes these entries once more, and they count once
             log.warning("written, but not trimmed: %s", error)
 
-    def _trim(self, positions: Mapping[str, str]) -> None:
+    def trim(self, positions: Mapping[str, str]) -> None:
         """Of the partitions that are still owned: a new owner may be making its sums from the logs, as they were before this file."""
         pipeline = self._client.pipeline(transaction=False)
         for stream, entry_id in positions.items():

@@ -55,7 +55,6 @@ class Consumer:
         self._archiver = Archiver(settings.data_path, client, keys, seconds=settings.stream.archive_seconds)
         self._owned: dict[int, Partition] = {}
         self._per_stream = _LEAST_PER_STREAM
-        self._prepared = False
 
     @property
     def partitions(self) -> int:
@@ -72,9 +71,15 @@ class Consumer:
                 self._metrics.failures.inc()
                 self._owned.clear()
                 self._leases.forget()
-                self._prepared = False
                 time.sleep(_RETRY_SECONDS)
         self.close()
+
+    def flush(self) -> None:
+        """Write every folded entry to Parquet now, and trim the streams.
+
+        Raises: OSError when the disk does not take it.
+        """
+        self._archiver.flush()
 
     def close(self) -> None:
         """Write what waits for Parquet, and let others take the partitions."""
@@ -92,24 +97,18 @@ class Consumer:
 
         Raises: redis.RedisError; what was not committed is read again.
         """
-        if not self._prepared:  # a Redis that was started anew knows no scripts
-            self._state.prepare()
-            self._rows.prepare()
-            self._prepared = True
         if self._leases.due:
-            self._balance()
+            self.balance_now()
         if self._archiver.full:
             time.sleep(_RETRY_SECONDS if block else 0.0)
             self._archiver.put_away_if_due()
             return 0
         with _uncollected():
-            works = self._read(block=block)
+            works = self.read(block=block)
             started = time.monotonic()
             if works:
-                self._look_up(works)
-                for work in works:
-                    self._metrics.duplicates.inc(work.fold(self._codes))
-                self._commit(works)
+                self.fold(works)
+                self.commit(works)
         count = sum(len(work.entries) for work in works)
         oldest = min((arrival(work.entries[0].id) for work in works), default=None)
         lag = time.time() - oldest / 1e6 if oldest is not None else 0.0
@@ -117,7 +116,13 @@ class Consumer:
         self._archiver.put_away_if_due()
         return count
 
-    def _balance(self) -> None:
+    def balance_now(self) -> None:
+        """Renew the leases, take or give back partitions, and prepare those that this process took.
+
+        Raises: redis.RedisError.
+        """
+        self._state.prepare()  # a Redis that restarted knows no scripts
+        self._rows.prepare()
         taken = self._leases.balance()
         self._owned = {number: held for number, held in self._owned.items() if self._leases.fences.get(number) == held.fence}
         self._measure_backlog()
@@ -129,7 +134,7 @@ class Consumer:
         missing = {number: fence for number, fence in fences.items() if number not in found or number in stale}
         if missing:
             with self._leases.kept():
-                self._archiver.flush()  # what this process folded and Redis has lost is in the logs before they are read
+                self.flush()  # what this process folded and Redis has lost is in the logs before they are read
                 rebuild(self._settings, self._client, self._state, self._definition, missing, self._rows)
             begun, _ = self._state.load(missing)
             found |= begun
@@ -187,7 +192,8 @@ class Consumer:
         reason = "not counted: its user had too many clusters"
         return [Entry(one.stream, one.id, reason, one.record) if one.key and one.key not in known else one for one in entries]
 
-    def _read(self, *, block: bool) -> list[Work]:
+    def read(self, *, block: bool) -> list[Work]:
+        """Read new entries of the owned partitions; waits a quarter of a second for the first."""
         if not self._owned:
             time.sleep(_BLOCK_MILLISECONDS / 1000.0 if block else 0.0)
             return []
@@ -207,8 +213,8 @@ class Consumer:
         self._per_stream = max(_AT_ONCE // max(len(replies), 1), _LEAST_PER_STREAM)
         return list(works.values())
 
-    def _look_up(self, works: list[Work]) -> None:
-        """One round trip: which ids are known, and the sums of every user."""
+    def fold(self, works: list[Work]) -> None:
+        """Add the entries to the sums of their users, in memory. One round trip reads the known ids and the sums."""
         pipeline = self._client.pipeline(transaction=False)
         asked = []
         for work in works:
@@ -224,8 +230,9 @@ class Consumer:
                 work.known.update([key for key, seen in zip(keys, next(replies), strict=True) if seen])
             if users:
                 work.sums = {user: UserSums(self._definition, data) for user, data in zip(users, next(replies), strict=True)}
+            self._metrics.duplicates.inc(work.fold(self._codes))
 
-    def _commit(self, works: list[Work]) -> None:
+    def commit(self, works: list[Work]) -> None:
         """Commit, then overwrite the rows of those that were taken; a partition whose commit is refused is another's now."""
         pipeline = self._client.pipeline(transaction=False)
         for work in works:

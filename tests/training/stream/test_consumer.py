@@ -21,11 +21,11 @@ from feature_repo import names
 from feature_repo.keys import PARTITIONS, partition
 from tests.streamed import Killed, Streamed
 from tests.tables_made import DAY, HOUR, KEYS, MINUTE, decision, feedback
+from training.features.online_rows import RewardRows
 from training.logs.lineage import write_lineage
 from training.stream import archiver
 from training.stream.archiver import Archiver
-from training.stream.consumer import Consumer
-from training.stream.state import Commit
+from training.stream.state import Commit, Partition
 
 
 def shuffled(records: list[Any], seed: int = 0, *, repeated: float = 0.05) -> list[Any]:
@@ -46,7 +46,7 @@ def test_the_stream_is_the_batch_fold_of_what_came_shuffled_repeated_and_late(st
         streamed.send(sent[start : start + 700])
         streamed.drain(consumer)
         if start == 1400:
-            consumer._archiver.flush()  # then a part is in Parquet, and a part in the streams
+            consumer.flush()  # then a part is in Parquet, and a part in the streams
     assert streamed.total("duplicates") == len(sent) - 3400 > 100
     assert streamed.total("entries") == len(sent)
     streamed.assert_exact(events, decisions)
@@ -157,14 +157,12 @@ def test_an_owner_that_was_frozen_past_its_lease_cannot_commit(streamed: Streame
     streamed.send(events[:100])
     streamed.drain(old)
     streamed.send(events[100:200])
-    works = old._read(block=False)  # it read, looked up and folded, and then it froze
-    old._look_up(works)
-    for work in works:
-        work.fold(old._codes)
+    works = old.read(block=False)  # it read and folded, and then it froze
+    old.fold(works)
     streamed.let_leases_run_out()
     streamed.drain(new)
     streamed.send(events[200:])
-    old._commit(works)
+    old.commit(works)
     assert old.partitions < PARTITIONS
     streamed.drain(new)
     streamed.assert_exact(events)
@@ -203,7 +201,7 @@ def test_an_heir_writes_the_rows_and_the_logs_that_the_dead_owner_did_not(stream
     dead, events, decisions = streamed.consumer(), streamed.events(200), streamed.decisions(30)
     streamed.send([*events, *decisions])
     with monkeypatch.context() as patched:  # it commits, and then no row is written
-        patched.setattr(type(dead._rows), "write", lambda *_: None)
+        patched.setattr(RewardRows, "write", lambda *_: None)
         streamed.drain(dead)
     assert streamed.rows.read(events[0].user_id) is None
     assert streamed.archived() == []
@@ -225,7 +223,7 @@ def test_two_consumers_share_the_work_and_count_nothing_twice(streamed: Streamed
     streamed.send(shuffled(events))
     for _ in range(4):
         for consumer in (one, other):
-            consumer._leases._due = 0.0
+            consumer.balance_now()
             consumer.step(block=False)
     assert one.partitions == other.partitions == PARTITIONS // 2
     streamed.drain(one)
@@ -280,7 +278,7 @@ def test_killed_at_each_call_to_redis_in_turn_every_record_counts_once(
             try:
                 consumer.step(block=False)
                 consumer.step(block=False)
-                consumer._archiver.flush()
+                consumer.flush()
             except Killed:
                 kills += 1
             if not hit():
@@ -328,13 +326,13 @@ def test_a_redis_that_lost_everything_is_filled_again_from_the_logs(streamed: St
     consumer, events, decisions = streamed.consumer(), streamed.events(400), streamed.decisions(50)
     streamed.send([*events[:200], *decisions])
     streamed.drain(consumer)
-    consumer._archiver.flush()
+    consumer.flush()
     streamed.send(events[200:300])
     streamed.drain(consumer)  # folded, and only this process has them
     streamed.redis.flushdb()
     streamed.send(shuffled(events[250:]))
     consumer.step(block=False)  # may not commit: its leases are gone
-    consumer._leases._due = 0.0
+    consumer.balance_now()
     streamed.drain(consumer)
     streamed.assert_exact(events, decisions)
     streamed.send([*events, *decisions])
@@ -409,7 +407,7 @@ def test_a_user_of_ten_thousand_clusters_gets_as_many_as_are_allowed_and_the_res
 
 
 def test_only_what_was_folded_and_is_in_parquet_is_trimmed(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    trim, trimmed, client = Archiver._trim, 0, streamed.redis
+    trim, trimmed, client = Archiver.trim, 0, streamed.redis
 
     def watched(archiver: Archiver, positions: Mapping[str, str]) -> None:
         nonlocal trimmed
@@ -422,13 +420,13 @@ def test_only_what_was_folded_and_is_in_parquet_is_trimmed(streamed: Streamed, m
                 assert msgspec.msgpack.decode(fields[b"r"], type=Feedback).event_id in on_disk
         trim(archiver, positions)
 
-    monkeypatch.setattr(Archiver, "_trim", watched)
+    monkeypatch.setattr(Archiver, "trim", watched)
     consumer, events = streamed.consumer(), streamed.events(300)
     for start in range(0, 300, 100):
         streamed.send(events[start : start + 100])
         consumer.step(block=False)
         streamed.send(events[start : start + 20])  # not folded when the others are trimmed
-        consumer._archiver.flush()
+        consumer.flush()
         assert streamed.waiting() > 0
         streamed.drain(consumer)
     consumer.close()
@@ -451,13 +449,12 @@ def test_a_full_disk_loses_nothing_trims_nothing_and_memory_stays_bounded(stream
             streamed.send(events[start : start + 100])
             for _ in range(5):
                 consumer.step(block=False)
-        held = len(consumer._archiver._batch) + len(consumer._archiver._writing[0] if consumer._archiver._writing else ())
-        assert 200 <= held <= 400  # what may be held, and one step
+        assert 200 <= streamed.total("entries") <= 400  # the bound of the memory, and one step
         assert streamed.waiting() == 1000
         assert streamed.archived() == []
         with pytest.raises(OSError, match="No space left"):
-            consumer._archiver.flush()
-    consumer._archiver.flush()  # there is room again
+            consumer.flush()
+    consumer.flush()  # there is room again
     streamed.drain(consumer)
     streamed.assert_exact(events)
     consumer.close()
@@ -488,7 +485,7 @@ def test_the_backlog_can_be_watched(streamed: Streamed) -> None:
     consumer = streamed.consumer()
     consumer.step(block=False)
     streamed.send(streamed.events(30))
-    consumer._leases._due = 0.0
+    consumer.balance_now()
     consumer.step(block=False)
     assert streamed.metrics.total(streamed.metrics.backlog) == 30
     consumer.close()
@@ -497,26 +494,29 @@ def test_the_backlog_can_be_watched(streamed: Streamed) -> None:
 def test_a_commit_of_an_old_fence_or_an_old_count_changes_nothing(streamed: Streamed) -> None:
     consumer = streamed.consumer()
     consumer.step(block=False)
-    held = consumer._owned[7]
+    fence = int(streamed.redis.get(KEYS.partition(7).fence))
+    state = streamed.state()
+    owned = state.load({7: fence})[0][7]
     change = Commit(feedback="5-0", decisions="0-0", ids=[b"x"], dead=[(b"r", "why")], sums={"u": b"sums"})
     before = {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("{query_rewards:7}:*")}
-    for fence, commits in ((held.fence - 1, 0), (held.fence + 1, 0), (held.fence, 1)):
-        stale = type(held)(number=7, fence=fence, commits=commits, feedback="0-0", decisions="0-0")
+    for other, commits in ((fence - 1, 0), (fence + 1, 0), (fence, 1)):
+        stale = Partition(number=7, fence=other, commits=commits, feedback="0-0", decisions="0-0")
         pipeline = streamed.redis.pipeline(transaction=False)
-        consumer._state.commit(pipeline, stale, change, streamed.now)
+        state.commit(pipeline, stale, change, streamed.now)
         assert pipeline.execute() == [0]
     assert {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("{query_rewards:7}:*")} == before
     pipeline = streamed.redis.pipeline(transaction=False)
-    consumer._state.commit(pipeline, held, change, streamed.now)
+    state.commit(pipeline, owned, change, streamed.now)
     assert pipeline.execute() == [1]
     assert streamed.redis.get(KEYS.partition(7).sums("u")) == b"sums"
 
 
 def test_an_owner_that_lost_its_partition_removes_no_sums_of_the_new_one(streamed: Streamed) -> None:
-    consumer: Consumer = streamed.consumer()
+    consumer = streamed.consumer()
     event = feedback("e", at=streamed.now, user_id="u")
     streamed.send([event])
     streamed.drain(consumer)
     number = partition("u")
-    consumer._state.forget(number, consumer._owned[number].fence - 1, [(KEYS.partition(number).sums("u")).encode()])
+    fence = int(streamed.redis.get(KEYS.partition(number).fence))
+    streamed.state().forget(number, fence - 1, [KEYS.partition(number).sums("u").encode()])
     streamed.assert_exact([event])

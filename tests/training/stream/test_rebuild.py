@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from bandit.rewards.sums import SumsDefinition, UserSums
@@ -11,6 +13,7 @@ from tests.tables_made import DAY, HOUR, KEYS, decision, feedback, write_decisio
 from training.logs.archive import move_logs
 from training.stream.rebuild import users_from_logs
 from training.stream.run import stream
+from training.stream.state import StreamState
 from training.stream.verify import verify
 
 
@@ -100,7 +103,7 @@ def test_a_rebuild_that_was_broken_off_is_begun_again(streamed: Streamed, monkey
         raise Gone
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(consumer._state), "begin", gone)
+        patched.setattr(StreamState, "begin", gone)
         with pytest.raises(Gone):
             consumer.step(block=False)
     assert not any(streamed.redis.exists(KEYS.partition(number).state) for number in range(PARTITIONS))
@@ -113,8 +116,9 @@ def test_two_processes_rebuild_a_part_each_and_forget_nothing_of_the_others(stre
     events = streamed.events(300, users=100)
     write_feedback(streamed.settings, events)
     one, other = streamed.consumer(), streamed.consumer()
-    other._leases._workers()  # both are there when the first takes its part
+    streamed.redis.zadd(KEYS.workers, {"the other": time.time() + 60.0})  # both are there when the first takes its part
     one.step(block=False)
+    streamed.redis.zrem(KEYS.workers, "the other")
     other.step(block=False)
     assert one.partitions == other.partitions == PARTITIONS // 2
     streamed.assert_exact(events)
@@ -152,13 +156,13 @@ def test_serving_reads_every_row_while_the_state_is_made_anew(streamed: Streamed
     consumer.close()
     streamed.redis.delete(*(KEYS.partition(number).state for number in range(PARTITIONS)))
     users, missing = {event.user_id for event in events}, []
-    begin = type(consumer._state).begin
+    begin = StreamState.begin
 
     def looked_at(*arguments: object) -> None:
         missing.extend(user for user in users if streamed.rows.read(user) is None)
         begin(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(consumer._state), "begin", looked_at)
+    monkeypatch.setattr(StreamState, "begin", looked_at)
     streamed.drain(streamed.consumer())
     assert missing == []
     assert verify(streamed.settings).differing == {}

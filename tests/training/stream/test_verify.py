@@ -63,7 +63,7 @@ def folded(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> tuple[Streame
     consumer, events = streamed.consumer(), streamed.events(200)
     streamed.send(events[:100])
     streamed.drain(consumer)
-    consumer._archiver.flush()
+    consumer.flush()
     streamed.send(events[100:])
     streamed.drain(consumer)
     return streamed, events
@@ -147,7 +147,6 @@ def test_the_verb_says_so_in_its_exit_status(folded: tuple[Streamed, list[Feedba
 
 def test_materialize_leaves_cluster_rewards_to_the_stream(folded: tuple[Streamed, list[Feedback]]) -> None:
     streamed, _ = folded
-    streamed.consumer()._archiver.close()
     fold(streamed.settings, as_of=streamed.now, now=streamed.now)
     before = {key: streamed.redis.dump(key) for key in streamed.redis.scan_iter("*")}
     assert materialize(streamed.settings, until=streamed.now).rows == 0
