@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
-from bandit.ope.gate import Gate
 from bandit.policy.logged_inputs import INPUTS
 from bandit.policy.quotas import proportional
 from bandit.rewards.scheme import RewardScheme
+from bandit.settings.sections import GateSettings, PolicySettings
 from benchmarks.result import Result
 from training.evaluation.evaluate import LOGGED, Target, evaluate_log
 from training.models.outcomes import OUTCOMES, ROWS_AT_ONCE, outcomes_writer
@@ -104,7 +103,7 @@ def candidate() -> LinearModel:
         prior_mean=0.2,
         prior_strength=8.0,
         topic_means={},
-        exploration=Exploration(),
+        exploration=PolicySettings().exploration(),
         weights_sha256=sha256(weights),
     )
     return LinearModel(manifest=manifest, weights=weights)
@@ -118,7 +117,7 @@ def child(file: Path, policy: str) -> None:
         file,
         target,
         Target(label=LOGGED, policy=LOGGED),
-        Gate(),
+        GateSettings().gate(),
         scheme,
         rng=np.random.default_rng(0),
         estimators=("ips", "snips", "dr"),

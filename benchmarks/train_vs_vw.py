@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
-from bandit.model.vowpal import Learner, write_lines
+from bandit.model.vowpal import write_lines
 from bandit.settings.load import DEFAULT_FILE, load_settings
 from benchmarks.timing import in_processes
 from training.deployment import create
@@ -65,7 +65,7 @@ def child(side: str, folder: Path) -> None:
     if side == "train":
         candidate(settings, read_examples(settings), as_of=NOW)
     else:
-        options = Learner(options=settings.training.learner_options).arguments
+        options = settings.training.learner().arguments
         subprocess.run([sys.executable, "-m", "vowpalwabbit", *options, "-d", folder / "train.txt", "-f", folder / "vw.model"], check=True)
     print(time.perf_counter() - start)
 

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import redis
 
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
 from bandit.settings.load import DEFAULT_FILE, load_settings
+from bandit.settings.sections import PolicySettings
 from feature_repo import names
 from feature_repo.keys import Keys
 from training.deployment import create
@@ -116,7 +116,7 @@ def random_model(rng: np.random.Generator) -> LinearModel:
         prior_mean=0.2,
         prior_strength=8.0,
         topic_means={topic: float(rng.beta(2.0, 8.0)) for topic in range(64)},
-        exploration=Exploration(),
+        exploration=PolicySettings().exploration(),
         weights_sha256=sha256(weights),
     )
     return LinearModel(manifest=manifest, weights=weights)

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from bandit.model.featurize import FEATURE_NAMES, featurize
 from bandit.model.learning import Examples, learn
 from bandit.model.linear_model import LinearModel
-from bandit.model.vowpal import Learner
 from bandit.policy.scores import FALLBACK, Candidates, plan
 from bandit.rewards.decay import HalfLives, align, decay
 from bandit.rewards.prior import fit_prior
@@ -24,7 +23,7 @@ from bandit.settings.sections import PolicySettings, TrainingSettings
 from bandit.types import ClusterRewards, Floats, Floats32, Ints, Prior, Profile, Rate, Sums
 from feature_repo import names
 from feature_repo.names import SUMS
-from tests.strategies import systematic
+from tests.strategies import learner, systematic
 from tests.worlds import QUERIES, ROUND, DriftingWorld, Outcome, World, best, happen, now, profiles, worth
 from training.features.fold import sums
 from training.logs.schemas import FEEDBACK, TIME
@@ -125,7 +124,7 @@ def train(outcomes: Sequence[Outcome], prior: Prior) -> LinearModel:
         impressions=np.concatenate([outcome.impressions for outcome in outcomes]).astype(np.float64),
         decided_at=np.concatenate([np.full(len(outcome.features), outcome.at) for outcome in outcomes]),
     )
-    return learn(examples, prior, SETTINGS.exploration(), Learner(options=TRAINING.learner_options, seed=TRAINING.seed))
+    return learn(examples, prior, SETTINGS.exploration(), learner(options=TRAINING.learner_options, seed=TRAINING.seed))
 
 
 class Thompson:

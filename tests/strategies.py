@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model.linear_model import LinearModel, Manifest, sha256, weight_count
+from bandit.model.vowpal import Learner
+from bandit.ope.gate import Gate
 from bandit.policy.sampling import draw_counts
 from bandit.policy.scores import Candidates
+from bandit.settings.sections import GateSettings, PolicySettings, TrainingSettings
 from bandit.types import MICROSECONDS_PER_DAY, SUM_NAMES, Prior, Profile, Rate, Sums
 
 NOW = 1_760_000_000_000_000  # UTC microseconds: a day in October 2025
@@ -28,6 +31,21 @@ law = settings(
 def systematic(quotas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How often each is drawn, as a request draws clusters."""
     return np.array(draw_counts(quotas.tolist(), list(rng.random(len(quotas)))), np.int64)
+
+
+def exploring(**changed: float) -> Exploration:
+    """As the settings have it, but for these."""
+    return dataclasses.replace(PolicySettings().exploration(), **changed)
+
+
+def learner(**changed: object) -> Learner:
+    """Likewise."""
+    return dataclasses.replace(TrainingSettings().learner(), **changed)
+
+
+def thresholds(**changed: float) -> Gate:
+    """Likewise."""
+    return dataclasses.replace(GateSettings().gate(), **changed)
 
 
 def arrays(elements: st.SearchStrategy[float], n: int, dtype: type = np.float64) -> st.SearchStrategy[np.ndarray]:
@@ -142,7 +160,7 @@ def decisions(draw: st.DrawFn) -> tuple[Candidates, int, np.ndarray]:
     """Arguments of `plan`: candidates with a model, k, caps as serving makes them (whole)."""
     profile, sums, prior = draw(users(min_clusters=1))
     model = linear_model(np.random.default_rng(draw(st.integers(0, 1000))).normal(0.0, 0.05, weight_count(len(FEATURE_NAMES))), prior)
-    exploration = Exploration(optimism=draw(st.floats(0.0, 3.0)), budget=draw(positive(1e-4, 1.0)))
+    exploration = exploring(optimism=draw(st.floats(0.0, 3.0)), budget=draw(positive(1e-4, 1.0)))
     caps_of_n = draw(arrays(st.integers(1, 10).map(float), len(profile)))
     return candidates_of(profile, sums, prior, model, exploration), draw(ks), caps_of_n
 
@@ -157,7 +175,7 @@ def candidates_of(
         features=featurize(profile, sums, prior, NOW, {}),
         prior=prior,
         model=model,
-        exploration=exploration or Exploration(),
+        exploration=exploration or exploring(),
     )
 
 
@@ -218,7 +236,7 @@ def linear_model(flat: np.ndarray, prior: Prior = EMPTY_PRIOR, **manifest: objec
         "prior_mean": prior.rate.mean,
         "prior_strength": prior.rate.strength,
         "topic_means": prior.topic_means,
-        "exploration": Exploration(),
+        "exploration": exploring(),
         "weights_sha256": sha256(data),
     }
     return LinearModel(manifest=Manifest(**{**fields, **manifest}), weights=data)

@@ -18,10 +18,10 @@ class Exploration:
     per impression that the model may add to a shrunk rate or take from it, for a learner that saw few rows extrapolates.
     """
 
-    optimism: float = 1.5
-    budget: float = 0.005
-    impressions_per_query: float = 4.0
-    residual_limit: float = 0.3
+    optimism: float
+    budget: float
+    impressions_per_query: float
+    residual_limit: float
 
     def __post_init__(self) -> None:
         """Refuse values that would break the guarantee."""

@@ -37,14 +37,11 @@ _TOLERANCE = 1e-6  # of their difference; where terms are large, what adding the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """How to learn: `options` are Vowpal Wabbit's own, of those that `learner_options` lists.
+    """How to learn: `options` are Vowpal Wabbit's own, of those that `learner_options` lists."""
 
-    `--coin` needs no learning rate, and was best both in the drifting world and in the replay of the demo.
-    """
-
-    options: str = "--coin"
-    seed: int = 1
-    timeout_seconds: float = 600.0
+    options: str
+    seed: int
+    timeout_seconds: float
 
     def __post_init__(self) -> None:
         """Refuse options that the exported weights cannot represent."""

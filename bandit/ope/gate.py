@@ -26,15 +26,15 @@ class Gate:
     is certainly below it is not better.
     """
 
-    decisions: int = 1000
-    effective_sample: float = 1000.0
-    effective_share: float = 0.1
-    mean_weight_error: float = 0.1
-    largest_weight_share: float = 0.05
-    unsupported_share: float = 0.01
-    audit_p: float = 1e-4
-    alpha: float = 0.05
-    worthwhile_lift: float = 0.01
+    decisions: int
+    effective_sample: float
+    effective_share: float
+    mean_weight_error: float
+    largest_weight_share: float
+    unsupported_share: float
+    audit_p: float
+    alpha: float
+    worthwhile_lift: float
 
     def __post_init__(self) -> None:
         """Refuse thresholds that would let anything, or nothing, through."""

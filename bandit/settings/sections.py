@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from bandit.errors import InvalidValueError
 from bandit.model.exploration import Exploration
 from bandit.model.learner_options import refusal
+from bandit.model.vowpal import Learner
 from bandit.ope.gate import Gate
 from bandit.rewards.decay import HalfLives
 from bandit.rewards.scheme import RewardScheme
@@ -146,7 +147,9 @@ class TrainingSettings(_Section):
 
     window_days: float = Field(30.0, gt=0)
     minimum_rows: int = Field(1000, ge=1)  # drawn clusters with impressions; fewer: no candidate model
-    learner_options: str = "--coin"  # of Vowpal Wabbit, those that bandit.model.learner_options lists
+    # Of Vowpal Wabbit, those that bandit.model.learner_options lists. --coin needs no learning rate, and was best both in the drifting
+    # world and in the replay of the demo.
+    learner_options: str = "--coin"
     seed: int = 1
     timeout_seconds: float = Field(600.0, gt=0)
     every_seconds: float = Field(0.0, ge=0)  # between two small updates of `query-rewards learn`; 0: none
@@ -160,6 +163,10 @@ class TrainingSettings(_Section):
         if problem is not None:
             raise ValueError(problem)
         return options
+
+    def learner(self) -> Learner:
+        """How Vowpal Wabbit is run."""
+        return Learner(options=self.learner_options, seed=self.seed, timeout_seconds=self.timeout_seconds)
 
 
 class GateSettings(_Section):

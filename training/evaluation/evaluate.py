@@ -36,6 +36,9 @@ from training.models.outcomes import RATES, TOTALS, flat, left_out, matrix, padd
 LOGGED = "logged"  # the baseline that is what was really drawn from
 ROWS_AT_ONCE = 8192  # keeps the matrices of a batch in the processor's cache
 _MODEL_ROWS = 100_000  # decisions that the model of the reward is fitted on: it has two numbers
+# Of a policy without a model, none of which looks at them.
+_UNREAD_PRIOR = Prior(rate=Rate(mean=0.0, strength=1.0))
+_UNREAD_EXPLORATION = Exploration(optimism=0.0, budget=1.0, impressions_per_query=1.0, residual_limit=0.0)
 _CELLS = ["drawn", "draws", "shown", "rewards"]
 
 
@@ -257,9 +260,9 @@ def planned(record: pa.RecordBatch, target: Target) -> Floats:
         importance=columns.get("importance", unread),
         evidence=evidence,
         features=features,
-        prior=model.prior if model else Prior(rate=Rate(mean=0.0, strength=1.0)),  # no policy without a model looks at it
+        prior=model.prior if model else _UNREAD_PRIOR,
         model=model,
-        exploration=model.manifest.exploration if model else Exploration(),  # nor at this
+        exploration=model.manifest.exploration if model else _UNREAD_EXPLORATION,
         offsets=np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
     )
     quotas = plan(target.policy, candidates, np.maximum(k, 1), caps).quotas

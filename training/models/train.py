@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from bandit.errors import CorruptModelError, EmptyLogError, TooFewRowsError
 from bandit.model.learning import Examples, learn
 from bandit.model.linear_model import LinearModel, Manifest, sha256
-from bandit.model.vowpal import Learner
 from bandit.rewards.prior import fit_prior
 from bandit.settings.load import Settings
 from bandit.types import Prior
@@ -114,12 +113,7 @@ def split(settings: Settings, examples: Examples) -> tuple[Examples, Examples]:
 
 def candidate(settings: Settings, examples: Examples, *, as_of: int) -> LinearModel:
     """A model of these rows, with the prior of `as_of`. Raises: LearnerError."""
-    learner = Learner(
-        options=settings.training.learner_options,
-        seed=settings.training.seed,
-        timeout_seconds=settings.training.timeout_seconds,
-    )
-    return learn(examples, population_prior(settings, as_of=as_of), settings.policy.exploration(), learner)
+    return learn(examples, population_prior(settings, as_of=as_of), settings.policy.exploration(), settings.training.learner())
 
 
 def metrics_of(model: LinearModel, examples: Examples) -> dict[str, float]:

@@ -10,8 +10,9 @@ import pytest
 import bandit.model.vowpal
 from bandit.errors import ExportMismatchError, InvalidSettingError, InvalidValueError
 from bandit.model.learner_options import COUNTS, FLAGS, LOSSES, NUMBERS, refusal
-from bandit.model.vowpal import Learner, fit
+from bandit.model.vowpal import fit
 from bandit.settings.load import load_settings
+from tests.strategies import learner
 
 NAMES = ["first", "second", "third", "größe"]
 VALUES = {"--quantile_tau": "0.7", "--expectile_q": "0.3", "--initial_weight": "0.01", "--constant": "0.1", "-C": "0.1"}
@@ -70,7 +71,7 @@ def world(rows: int = 600) -> tuple[np.ndarray, np.ndarray]:
 
 def learned(options: str, names: list[str] = NAMES) -> np.ndarray:
     features, costs = world()
-    return fit(features, costs, np.ones(len(costs)), names, Learner(options=options))
+    return fit(features, costs, np.ones(len(costs)), names, learner(options=options))
 
 
 @pytest.mark.parametrize("option", [*sorted(FLAGS), *sorted(NUMBERS), *sorted(COUNTS), *(f"--loss_function {loss}" for loss in LOSSES)])
@@ -89,7 +90,7 @@ def test_any_other_option_is_refused_with_the_settings_name_and_the_reason(tmp_p
     assert caught.value.key == "training.learner_options"
     assert str(refusal(options)) in caught.value.problem
     with pytest.raises(InvalidValueError):
-        Learner(options=options)
+        learner(options=options)
 
 
 @pytest.mark.parametrize("options", ["", "--coin", "-l 0.1 --power_t=0.3", "--passes 3 -c -k --holdout_off", "--ftrl --ftrl_alpha 1e-1"])

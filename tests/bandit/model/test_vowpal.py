@@ -14,15 +14,15 @@ import bandit.model.vowpal
 from bandit.errors import InvalidValueError, LearnerError
 from bandit.model.featurize import FEATURE_NAMES
 from bandit.model.linear_model import weight_count
-from bandit.model.vowpal import Learner, fit, write_lines
-from tests.strategies import linear_model
+from bandit.model.vowpal import fit, write_lines
+from tests.strategies import learner, linear_model
 
 NAMES = list(FEATURE_NAMES)
 D = len(NAMES)
 EVENTS, ACTIONS = 3_000, 5
 ROOT = Path(bandit.model.vowpal.__file__).parents[2]
-GRADIENT = Learner(options="")  # Vowpal Wabbit's default: adaptive, normalized, invariant gradient descent
-COIN = Learner(options="--coin")
+GRADIENT = learner(options="")  # Vowpal Wabbit's default: adaptive, normalized, invariant gradient descent
+COIN = learner(options="--coin")
 learners = pytest.mark.parametrize("learner", [GRADIENT, COIN], ids=["gradient", "coin"])
 
 # Trains on a file, exports the weights, then predicts the lines of a second file. pylibvw gives the prediction before clamping.
@@ -143,7 +143,7 @@ def test_importance_counts():
 @pytest.mark.parametrize("options", ["", "--coin", "--passes 3 -c -k --holdout_off"])
 def test_same_rows_and_seed_give_the_same_bytes(options):
     features, costs = world(500)
-    first, second = (fit(features, costs, np.ones(500), NAMES, Learner(options=options)).tobytes() for _ in range(2))
+    first, second = (fit(features, costs, np.ones(500), NAMES, learner(options=options)).tobytes() for _ in range(2))
     assert first == second
 
 
@@ -186,12 +186,12 @@ def test_a_child_that_takes_too_long_is_stopped(count):
 def test_a_child_that_fails_is_a_learner_error_with_its_last_words(count):
     features, costs = world(count)
     with pytest.raises(LearnerError, match="cache"):
-        fit(features, costs, np.ones(count), NAMES, Learner(options="--passes 2"))  # which need a cache: -c
+        fit(features, costs, np.ones(count), NAMES, learner(options="--passes 2"))  # which need a cache: -c
 
 
 def test_a_child_that_stops_reading_has_learned_what_it_read():
     features, costs = world(20_000)
-    some = fit(features, costs, np.ones(20_000), NAMES, Learner(options="--coin --examples 50"))
+    some = fit(features, costs, np.ones(20_000), NAMES, learner(options="--coin --examples 50"))
     np.testing.assert_array_equal(some, fit(features[:50], costs[:50], np.ones(50), NAMES, COIN))
 
 

@@ -11,9 +11,10 @@ from bandit.errors import InvalidValueError
 from bandit.ope.diagnostics import Audit, Diagnostics, audit, chi_squared_tail, diagnose
 from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import Batch
-from bandit.ope.gate import BETTER, CANNOT_TELL, NOT_BETTER, Gate, Verdict, judge
+from bandit.ope.gate import BETTER, CANNOT_TELL, NOT_BETTER, Verdict, judge
 from bandit.ope.intervals import Interval
 from bandit.ope.lift import absolute_lift, differences, relative_lift
+from tests.strategies import thresholds
 
 FINE = Diagnostics(decisions=5000, draws=10_000.0, queries=10_000.0, weights=10_000.0, squares=12_000.0, largest_weight=5.0)
 NOTHING = np.zeros(20)
@@ -22,7 +23,7 @@ TRUE = Audit(drawn=NOTHING, expected=NOTHING, variance=NOTHING, inverse=100.0, c
 
 def verdict(low, high, found=FINE, checked=TRUE, notes=()):
     lift = Interval(low=low, high=high)
-    return judge(Gate(), found, checked, lift, lift, notes)
+    return judge(thresholds(), found, checked, lift, lift, notes)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_log_that_contradicts_its_propensities_tells_nothing():
 def test_thresholds_that_make_no_sense_are_refused():
     for name, value in (("alpha", 0.0), ("alpha", np.nan), ("decisions", -1), ("effective_share", np.nan)):
         with pytest.raises(InvalidValueError, match=name):
-            Gate(**{name: value})
+            thresholds(**{name: value})
 
 
 def test_the_tail_of_chi_squared_is_scipys():
@@ -148,7 +149,7 @@ def retrain(rates, champion, candidate, decisions: int, rng: np.random.Generator
 
     rng_rewards = rng.binomial(count.astype(np.int64), rate).astype(float)
     target, baseline = batch(wanted), batch(logged)
-    state, gate = differences(ESTIMATORS["dr"], target, baseline), Gate()
+    state, gate = differences(ESTIMATORS["dr"], target, baseline), thresholds()
     absolute = absolute_lift(state, gate.alpha)
     value = ESTIMATORS["dr"].estimate(ESTIMATORS["dr"].observe(baseline))
     lift = relative_lift(absolute, value)

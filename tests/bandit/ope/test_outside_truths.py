@@ -14,10 +14,11 @@ from sklearn.model_selection import train_test_split
 from bandit.ope.diagnostics import audit_single_actions, diagnose
 from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import single_actions
-from bandit.ope.gate import CANNOT_TELL, Gate, judge
+from bandit.ope.gate import CANNOT_TELL, judge
 from bandit.ope.intervals import Interval, confidence_sequence
 from tests.open_bandit import ITEMS, TRUTH, log, shares
 from tests.slates import normal_interval
+from tests.strategies import thresholds
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -71,6 +72,6 @@ def test_t3_thompson_sampling_logs_cannot_value_the_uniform_policy_and_the_reaso
     assert known.largest_weight == pytest.approx(expected["largest"], abs=0.5)
     checked = audit_single_actions(logged, np.full(10_000, float(ITEMS[campaign])))
     state = ESTIMATORS["ips"].observe(batch)
-    verdict = judge(Gate(), known, checked, confidence_sequence(state, 0.0, 1e5), Interval(low=0.0, high=0.0))
+    verdict = judge(thresholds(), known, checked, confidence_sequence(state, 0.0, 1e5), Interval(low=0.0, high=0.0))
     assert verdict.verdict == CANNOT_TELL
     assert any("effective sample size" in reason for reason in verdict.reasons)

@@ -13,12 +13,13 @@ from bandit.ope.diagnostics import Audit, Diagnostics
 from bandit.ope.gate import BETTER, CANNOT_TELL, NOT_BETTER, Gate, Verdict, judge
 from bandit.ope.intervals import Interval
 from bandit.settings.sections import GateSettings
+from tests.strategies import thresholds
 
 FINE = Diagnostics(decisions=5000, draws=10_000.0, queries=10_000.0, weights=10_000.0, squares=10_000.0, largest_weight=5.0)
 BINS = np.zeros(20)
 TRUE = Audit(drawn=BINS, expected=BINS, variance=BINS, inverse=100.0, candidates=100.0, inverse_variance=4.0)
 # No threshold but the one under test is near; those of the tests are sums of powers of two, so that nothing is rounded.
-OPEN = Gate(
+OPEN = thresholds(
     decisions=1,
     effective_sample=0.0,
     effective_share=0.0,

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.errors import InvalidValueError
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES
 from bandit.model.linear_model import weight_count
 from bandit.policy.logged_inputs import INPUTS, evidence_from_inputs
@@ -22,6 +21,7 @@ from tests.strategies import (
     EMPTY_PRIOR,
     candidates_of,
     decisions,
+    exploring,
     greedy_value,
     law,
     linear_model,
@@ -185,7 +185,7 @@ def test_the_default_budget_costs_half_a_percent_of_the_greedy_value_at_most_and
 
 def test_exploration_is_spent_where_evidence_is_thin():
     """Two clusters of the same score, one known well and one hardly: the second is drawn more often."""
-    known = candidates([800, 0.8, 100], [400, 0.4, 99], exploration=Exploration(optimism=0.0, budget=0.02))
+    known = candidates([800, 0.8, 100], [400, 0.4, 99], exploration=exploring(optimism=0.0, budget=0.02))
     features = known.features.copy()
     features[:2, FEATURE_NAMES.index("shrunk_rate")] = 0.5
     quotas = plan("bandit", dataclasses.replace(known, features=features), 1, np.ones(3)).quotas
@@ -193,7 +193,7 @@ def test_exploration_is_spent_where_evidence_is_thin():
 
 
 def test_optimism_prefers_the_less_known_of_two_equal_rates_and_none_does_not():
-    at = lambda optimism: candidates([80, 0], [8, 0], exploration=Exploration(optimism=optimism))  # noqa: E731
+    at = lambda optimism: candidates([80, 0], [8, 0], exploration=exploring(optimism=optimism))  # noqa: E731
     bold, plain = (plan("bandit", at(optimism), 1, np.ones(2)).scores for optimism in (1.5, 0.0))
     assert bold[1] - bold[0] > 0.05
     np.testing.assert_allclose(plain, 0.1, atol=1e-6)
@@ -219,7 +219,7 @@ def test_the_residual_never_moves_a_score_by_more_than_its_limit():
     plain = plan("bandit", candidates([3, 0], [1, 0]), 1, np.ones(2))
     for cost, moved in ((-50.0, 0.2), (50.0, -0.2)):
         constant[len(FEATURE_NAMES)] = cost
-        known = candidates([3, 0], [1, 0], model=linear_model(constant), exploration=Exploration(residual_limit=0.2))
+        known = candidates([3, 0], [1, 0], model=linear_model(constant), exploration=exploring(residual_limit=0.2))
         np.testing.assert_allclose(plan("bandit", known, 1, np.ones(2)).scores - plain.scores, moved, atol=1e-9)
 
 
@@ -234,4 +234,4 @@ def test_the_residual_never_moves_a_score_by_more_than_its_limit():
 )
 def test_exploration_that_would_break_the_certificate_is_refused_by_name(name, value):
     with pytest.raises(InvalidValueError, match=name):
-        Exploration(**{name: value})
+        exploring(**{name: value})

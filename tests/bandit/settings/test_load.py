@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import re
+import typing
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+import bandit.settings.sections as sections_module
 from bandit.errors import InvalidSettingError
 from bandit.settings.load import Settings, load_settings
 
@@ -171,3 +175,25 @@ def test_feedback_may_have_the_actions_that_have_a_weight_and_impressions(write)
     validator = load_settings(write("[reward.weights]\nsave = 1.0\n[stream]\nwindow_hours = 2.0\n")).feedback_validator()
     assert set(validator.actions) == {"impression", "save", *Settings().reward.weights}
     assert validator.window == 2 * 3600 * 1_000_000
+
+
+def test_the_sections_alone_have_defaults():
+    """The records that sections build have none, so that a value that is not a setting's cannot slip in."""
+    sections = [
+        kind for kind in vars(sections_module).values() if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel
+    ]
+    methods = [
+        method
+        for section in [*sections, Settings]
+        for method in vars(section).values()
+        if inspect.isfunction(method) and method.__module__ == section.__module__
+    ]
+    built = {kind for method in methods if dataclasses.is_dataclass(kind := typing.get_type_hints(method).get("return"))}
+    assert {"Exploration", "FeedbackValidator", "Gate", "Learner", "RewardScheme", "Rules"} <= {kind.__name__ for kind in built}
+    with_default = [
+        f"{kind.__name__}.{field.name}"
+        for kind in built
+        for field in dataclasses.fields(kind)
+        if (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+    ]
+    assert with_default == []

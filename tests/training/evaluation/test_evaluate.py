@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bandit.errors import EmptyLogError, InvalidTableError, Status
-from bandit.ope.gate import Gate
 from bandit.rewards.scheme import RewardScheme
 from query_rewards import main
 from tests.conftest import Deployment
 from tests.open_bandit import FILE
+from tests.strategies import thresholds
 from training.evaluation.evaluate import LOGGED, DecisionFilter, Target, evaluate_log
 from training.evaluation.foreign.read import read_foreign
 from training.evaluation.foreign_logs import evaluate_file
@@ -56,10 +56,10 @@ def test_the_three_decisions_of_vowpal_wabbits_dsjson_test_are_read_with_their_p
     np.testing.assert_allclose(log.rows["probability"], [0.8166667] * 3)
     np.testing.assert_array_equal(log.rows["reward"], [1.0, 0.0, 1.0])
     np.testing.assert_array_equal(log.rows["actions"], [12.0] * 3)
-    found = evaluate_file(DSJSON, "uniform", [], "0,1", Gate())
+    found = evaluate_file(DSJSON, "uniform", [], "0,1", thresholds())
     assert found.verdict == "cannot tell"
     assert found.values["ips"]["value"] == pytest.approx((2 / 12) / 0.8166667 / 3)
-    assert evaluate_file(DSJSON, "logged", [], "0,1", Gate()).values["ips"]["value"] == pytest.approx(2 / 3)
+    assert evaluate_file(DSJSON, "logged", [], "0,1", thresholds()).values["ips"]["value"] == pytest.approx(2 / 3)
 
 
 def plain(folder: Path, **columns) -> Path:
@@ -113,7 +113,7 @@ def at(row, value, length=3000, usual=0.5):
 def test_what_a_plain_log_cannot_hold_is_refused_with_file_column_and_row(run, tmp_path, columns, column, row):
     file = plain(tmp_path, **columns)
     with pytest.raises(InvalidTableError) as caught:
-        evaluate_file(file, "uniform", [], "0,1", Gate())
+        evaluate_file(file, "uniform", [], "0,1", thresholds())
     assert (caught.value.file, caught.value.column, caught.value.row) == (str(file), column, row)
     status, out, err = run("evaluate", "--logs", file, "--policy", "uniform")
     assert (status, out) == (Status.FAILED, "")
@@ -122,12 +122,12 @@ def test_what_a_plain_log_cannot_hold_is_refused_with_file_column_and_row(run, t
 
 def test_duplicates_count_once_and_are_said_and_an_empty_log_is_an_error(tmp_path):
     file = plain(tmp_path, decision_id=[str(number // 2) for number in range(3000)])
-    found = evaluate_file(file, "uniform", [], "0,1", Gate())
+    found = evaluate_file(file, "uniform", [], "0,1", thresholds())
     assert found.decisions == 1500
     assert found.notes == ["1,500 of 3,000 rows were left out: a later copy of the same decision counts"]
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     with pytest.raises(EmptyLogError, match="foreign log"):
-        evaluate_file(file, "uniform", [], "0,1", Gate())
+        evaluate_file(file, "uniform", [], "0,1", thresholds())
 
 
 def test_a_log_that_does_not_say_what_a_target_needs_is_refused_by_name(run, tmp_path):
@@ -179,7 +179,7 @@ def outcomes(file: Path, rows: int = 4000, *, seed: int = 0, change=lambda colum
 
 def evaluated(file: Path, policy: str, **options):
     target = Target(label=policy, policy=policy)
-    return evaluate_log(file, target, Target(label=LOGGED, policy=LOGGED), Gate(), SCHEME, rng=np.random.default_rng(0), **options)
+    return evaluate_log(file, target, Target(label=LOGGED, policy=LOGGED), thresholds(), SCHEME, rng=np.random.default_rng(0), **options)
 
 
 def test_quotas_of_the_target_are_computed_from_the_log_and_a_better_policy_is_found_better(tmp_path):

@@ -23,9 +23,9 @@ from pyarrow import feather
 
 from bandit.errors import EmptyLogError, InvalidTableError, InvalidValueError, QueryRewardsError, Status
 from bandit.ope.estimators.batch import BUCKETS
-from bandit.ope.gate import Gate
 from query_rewards import main
 from tests.open_bandit import FILE
+from tests.strategies import thresholds
 from training.evaluation.foreign.logged_rows import COPY, SKIPPED
 from training.evaluation.foreign.read import read_foreign
 from training.evaluation.foreign_logs import evaluate_file
@@ -81,7 +81,7 @@ def put(tmp_path: Path) -> Put:
 
 
 def evaluated(file: Path, policy: str = "uniform", where: tuple[str, ...] = (), reward_range: str = "0,1", **options: Any) -> Evaluation:
-    return evaluate_file(file, policy, where, reward_range, Gate(), **options)
+    return evaluate_file(file, policy, where, reward_range, thresholds(), **options)
 
 
 def taken(file: Path, where: tuple[str, ...] = (), **options: Any) -> dict[str, Any]:

@@ -9,14 +9,13 @@ import pyarrow as pa
 import pytest
 
 from bandit.errors import NoComparisonError, NotBetterError
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, rebase
 from bandit.model.linear_model import LinearModel, weight_count
 from bandit.policy.logged_inputs import INPUTS
 from bandit.policy.scores import Candidates, plan
 from bandit.types import Prior, Rate, Sums
 from tests.conftest import Deployment
-from tests.strategies import NOW, linear_model
+from tests.strategies import NOW, exploring, linear_model
 from tests.tables_made import KEYS
 from training.evaluation.gate import evaluate, promote_if_better, roll_back_if_worse
 from training.models.outcomes import OUTCOMES, outcomes_file, outcomes_writer
@@ -32,7 +31,7 @@ def model(taste: float, **manifest: object) -> LinearModel:
     flat = np.zeros(weight_count(len(FEATURE_NAMES)))
     flat[GOOD] = -taste  # of the costs
     prior = Prior(rate=Rate(mean=0.3, strength=8.0))
-    return linear_model(flat, prior, exploration=Exploration(optimism=0.0, budget=0.5), **manifest)
+    return linear_model(flat, prior, exploration=exploring(optimism=0.0, budget=0.5), **manifest)
 
 
 def write_log(file: Path, by: LinearModel, version: str, rows: int = ROWS) -> None:

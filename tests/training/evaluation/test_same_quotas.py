@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION, featurize
 from bandit.model.linear_model import LinearModel, weight_count
 from bandit.policy.logged_inputs import pack_policy_inputs
@@ -17,7 +16,7 @@ from bandit.records import Decision, Query
 from bandit.rewards.decay import HalfLives, align
 from bandit.types import ClusterRewards, Prior, Profile, Rate, Sums
 from tests.conftest import Deployment
-from tests.strategies import linear_model
+from tests.strategies import exploring, linear_model
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, write_decisions, write_feedback
 from training.evaluation.evaluate import Target, planned
 from training.models.join import join
@@ -31,7 +30,7 @@ HALF_LIVES = HalfLives(session=30 * MINUTE, long=14 * DAY)
 def model(budget: float = 0.01, mean: float = 0.15) -> LinearModel:
     flat = np.random.default_rng(1).normal(0.0, 0.05, weight_count(len(FEATURE_NAMES)))
     prior = Prior(rate=Rate(mean=mean, strength=8.0), topic_means={0: 0.31, 1: 0.07, 2: 0.2})
-    return linear_model(flat, prior, exploration=Exploration(optimism=1.5, budget=budget, impressions_per_query=4.0, residual_limit=0.3))
+    return linear_model(flat, prior, exploration=exploring(optimism=1.5, budget=budget, impressions_per_query=4.0, residual_limit=0.3))
 
 
 def user(rng: np.random.Generator) -> tuple[Profile, ClusterRewards | None]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES
 from bandit.model.learning import Examples, learn
-from bandit.model.vowpal import Learner
 from bandit.ope.diagnostics import audit, diagnose
 from bandit.ope.estimators import ESTIMATORS
 from bandit.ope.estimators.batch import Batch
-from bandit.ope.gate import BETTER, Gate, judge
+from bandit.ope.gate import BETTER, judge
 from bandit.ope.lift import absolute_lift, differences, relative_lift
 from bandit.policy.quotas import budgeted
 from bandit.types import Prior, Rate
+from tests.strategies import exploring, learner, thresholds
 from training.models.train import hold_out
 
 DECISIONS, CLUSTERS, QUERIES, RATE = 4000, 12, 3, 0.3
@@ -32,7 +31,7 @@ def retrain(seed: int, held_out: float) -> str:
     reward = rng.binomial(4, RATE, len(row)).astype(float)
     examples = Examples(features=features[row, place], reward=reward, impressions=np.full(len(row), 4.0), decided_at=row.astype(np.int64))
     learned = hold_out(examples, held_out)[0] if held_out else examples
-    model = learn(learned, Prior(rate=Rate(mean=RATE, strength=8.0)), Exploration(), Learner())
+    model = learn(learned, Prior(rate=Rate(mean=RATE, strength=8.0)), exploring(), learner())
     first = int(learned.decided_at[-1]) + 1 if held_out else 0
     judged, here = np.arange(first, DECISIONS), row >= first
     budgets = np.full(CLUSTERS, 0.005 * QUERIES * RATE / CLUSTERS)
@@ -51,7 +50,7 @@ def retrain(seed: int, held_out: float) -> str:
             predicted=np.full(here.sum(), 4 * RATE),
         )
 
-    target, baseline, gate = batch(wanted), batch(logged[judged]), Gate(decisions=500, effective_sample=500.0)
+    target, baseline, gate = batch(wanted), batch(logged[judged]), thresholds(decisions=500, effective_sample=500.0)
     absolute = absolute_lift(differences(ESTIMATORS["dr"], target, baseline), gate.alpha)
     lift = relative_lift(absolute, ESTIMATORS["dr"].estimate(ESTIMATORS["dr"].observe(baseline)))
     checked = audit(logged[judged], draws[judged])

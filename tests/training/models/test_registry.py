@@ -18,12 +18,12 @@ from bandit.errors import (
     TooFewRowsError,
     UnknownModelError,
 )
-from bandit.model.exploration import Exploration
 from bandit.model.featurize import FEATURE_NAMES, FEATURE_VERSION
 from bandit.model.linear_model import LinearModel, Manifest, model_from_bytes, sha256, weight_count
 from bandit.settings.load import Settings
 from serving.served_model import ServedModel
 from tests.conftest import Deployment
+from tests.strategies import exploring
 from tests.tables_made import DAY, KEYS, MINUTE, NOW, decision, feedback, write_decisions, write_embeddings, write_feedback, write_history
 from training.clustering.cluster import cluster
 from training.features.fold import fold
@@ -244,7 +244,7 @@ def model(number: int) -> LinearModel:
         prior_mean=0.1,
         prior_strength=8.0,
         topic_means={3: 0.2},
-        exploration=Exploration(),
+        exploration=exploring(),
         weights_sha256=sha256(weights),
     )
     return LinearModel(manifest=manifest, weights=weights)
