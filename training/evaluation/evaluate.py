@@ -246,6 +246,8 @@ def planned(record: pa.RecordBatch, target: Target) -> Floats:
     """
     policy, model = POLICIES[target.policy], target.model
     caps, lengths, k = flat(record["caps"]), record["caps"].value_lengths().to_numpy(), record["k"].to_numpy()
+    if not len(caps):  # a batch of which the filter leaves no decision
+        return np.zeros(0)
     columns = {name: flat(record[name]) for name in policy.inputs}
     unread = np.full(len(caps), np.nan)  # what a policy does not say that it reads: it shall not decide
     evidence = evidence_from_inputs(columns, unread)
