@@ -13,11 +13,18 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 
 def example(kind: type[errors.QueryRewardsError]) -> errors.QueryRewardsError:
-    """An error whose arguments are numbers and texts as they are declared."""
+    """An error whose arguments are numbers, texts and counts as they are declared."""
     if not any("__init__" in vars(base) for base in kind.__mro__ if base.__module__ == errors.__name__):
         return kind("it failed")
     parameters = inspect.signature(kind).parameters.values()
-    return kind(**{parameter.name: 3 if "int" in str(parameter.annotation) else f"the {parameter.name}" for parameter in parameters})
+    return kind(**{parameter.name: _value(parameter) for parameter in parameters})
+
+
+def _value(parameter: inspect.Parameter) -> object:
+    declared = str(parameter.annotation)
+    if declared.startswith("dict"):
+        return {"a reason": 3}
+    return 0.25 if "float" in declared else 3 if "int" in declared else f"the {parameter.name}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
