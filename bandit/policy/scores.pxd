@@ -14,4 +14,4 @@ cdef double _sum(double[:] values, Py_ssize_t start, Py_ssize_t count) except? -
 
 @cython.locals(row=Py_ssize_t, rate=double, residual=double, mean=double, in_flight=double, certainty=double, limit=double,
                optimism=double, per_query=double, impressions="const double[:]", session="const double[:]", draws="const double[:]")
-cdef void _add_optimism(double[:] scores, const float[:, :] features, evidence, double strength, exploration) except *
+cdef void _add_optimism(double[:] scores, const float[:, :] features, const double[:, :] sums, double strength, exploration) except *

@@ -148,13 +148,13 @@ def bandit(candidates: Candidates) -> Floats:
     if candidates.model is None:
         raise InvalidValueError("model", expected="a model for the policy 'bandit'", received=None)
     scores = candidates.model.predict(candidates.features)
-    _add_optimism(scores, candidates.features, candidates.evidence, candidates.prior.rate.strength, candidates.exploration)
+    _add_optimism(scores, candidates.features, candidates.evidence.values, candidates.prior.rate.strength, candidates.exploration)
     return scores
 
 
-def _add_optimism(scores: Floats, features: Floats32, evidence: Sums, strength: float, exploration: Exploration) -> None:
-    """Turn residuals into scores."""
-    impressions, session, draws = evidence.impressions_long, evidence.impressions_session, evidence.draws_session
+def _add_optimism(scores: Floats, features: Floats32, sums: Floats, strength: float, exploration: Exploration) -> None:
+    """Turn residuals into scores; `sums` are those of `Sums`, (5, n)."""
+    session, impressions, draws = sums[0], sums[2], sums[4]
     limit, optimism, per_query = exploration.residual_limit, exploration.optimism, exploration.impressions_per_query
     for row in range(scores.shape[0]):
         rate = float(features[row, _SHRUNK_RATE])
