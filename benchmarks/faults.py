@@ -1,8 +1,8 @@
 """How much later than its deadline the last of 2,000 concurrent callers is answered, when Redis freezes, is slow, or breaks off.
 
-The deadline is what two cores need for 2,000 requests at once, three seconds; the same with the default of 50 ms is in the details. There
-too: how many of the answers were logged, drawn without Redis, or empty because even that would have come late, and by how much the same
-2,000 callers miss the same deadline when they only wait for a lock until then, and do nothing.
+The deadline is what two cores need for 2,000 requests at once, three seconds. A second figure: 200 callers under the default of 50 ms.
+In the details: 2,000 callers under the default; how many of the answers were logged, drawn without Redis, or empty because even that
+would have come late; and by how much as many callers miss the same deadline when they only wait for a lock until then.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from tests.serving_faults import FAULTS, own_world
 from tests.slow_proxy import SlowProxy, slow_proxy
 
 REQUESTS, K = 2_000, 5
+FEW = 200  # callers at once under the default deadline
 DEADLINE_MS, DEFAULT_MS, LATENESS_MS = 3000.0, 50.0, 20.0
 
 
 Answers: TypeAlias = list[tuple[float, Selection]]  # seconds that a caller waited, and for what
 
 
-def all_at_once(call: Callable[[int], None]) -> list[threading.Thread]:
+def all_at_once(call: Callable[[int], None], callers: int) -> list[threading.Thread]:
     """A thread for each caller, and all of them let go."""
-    start = threading.Barrier(REQUESTS + 1)
+    start = threading.Barrier(callers + 1)
 
     def run(number: int) -> None:
         start.wait()
         call(number)
 
-    running = [threading.Thread(target=run, args=(number,)) for number in range(REQUESTS)]
+    running = [threading.Thread(target=run, args=(number,)) for number in range(callers)]
     for thread in running:
         thread.start()
     start.wait()
     return running
 
 
-def threads(world: Served, served: Served, proxy: SlowProxy, fault: str, deadline_ms: float) -> Answers:
+def threads(world: Served, served: Served, proxy: SlowProxy, fault: str, *, deadline_ms: float, callers: int) -> Answers:
     """Every caller is a thread, and all start at once."""
     answers: Answers = []
     with served.open(deadline_ms=deadline_ms) as selector:
@@ -56,8 +57,8 @@ def threads(world: Served, served: Served, proxy: SlowProxy, fault: str, deadlin
             selection = selector.select(REWARDED[number % 3], K)
             answers.append((time.monotonic() - began, selection))
 
-        running = all_at_once(call)
-        while len(answers) < REQUESTS // 20:
+        running = all_at_once(call, callers)
+        while len(answers) < callers // 20:
             time.sleep(0.001)
         with FAULTS[fault](world, proxy):
             for thread in running:
@@ -65,7 +66,7 @@ def threads(world: Served, served: Served, proxy: SlowProxy, fault: str, deadlin
     return answers
 
 
-def threads_doing_nothing(deadline_ms: float) -> float:
+def threads_doing_nothing(deadline_ms: float, callers: int) -> float:
     """Seconds of the slowest of as many threads that only wait."""
     never, seconds = threading.Lock(), []
 
@@ -75,12 +76,12 @@ def threads_doing_nothing(deadline_ms: float) -> float:
         seconds.append(time.monotonic() - began)
 
     with never:
-        for thread in all_at_once(call):
+        for thread in all_at_once(call, callers):
             thread.join()
     return max(seconds)
 
 
-def tasks(world: Served, served: Served, proxy: SlowProxy, fault: str, deadline_ms: float) -> Answers:
+def tasks(world: Served, served: Served, proxy: SlowProxy, fault: str, *, deadline_ms: float, callers: int) -> Answers:
     """The same with a task for each caller."""
 
     async def call(selector: QuerySelector, number: int) -> tuple[float, Selection]:
@@ -92,8 +93,8 @@ def tasks(world: Served, served: Served, proxy: SlowProxy, fault: str, deadline_
         selector = served.open(deadline_ms=deadline_ms)
         for user in REWARDED:
             await selector.select_async(user, K)
-        running = [asyncio.create_task(call(selector, number)) for number in range(REQUESTS)]
-        while sum(task.done() for task in running) < REQUESTS // 20:
+        running = [asyncio.create_task(call(selector, number)) for number in range(callers)]
+        while sum(task.done() for task in running) < callers // 20:
             await asyncio.sleep(0.001)
         with FAULTS[fault](world, proxy):
             answers = await asyncio.gather(*running)
@@ -103,7 +104,7 @@ def tasks(world: Served, served: Served, proxy: SlowProxy, fault: str, deadline_
     return asyncio.run(run())
 
 
-def tasks_doing_nothing(deadline_ms: float) -> float:
+def tasks_doing_nothing(deadline_ms: float, callers: int) -> float:
     """Seconds of the slowest of as many tasks that only wait."""
 
     async def call(never: asyncio.Lock) -> float:
@@ -118,7 +119,7 @@ def tasks_doing_nothing(deadline_ms: float) -> float:
     async def run() -> float:
         never = asyncio.Lock()
         async with never:
-            return max(await asyncio.gather(*(call(never) for _ in range(REQUESTS))))
+            return max(await asyncio.gather(*(call(never) for _ in range(callers))))
 
     return asyncio.run(run())
 
@@ -134,20 +135,21 @@ def main() -> None:
     nothing: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, own_world(Path(folder)) as world, slow_proxy(world.redis_url) as proxy:
         served = Served(folder=world.folder, redis_url=proxy.url)
-        for deadline_ms in (DEADLINE_MS, DEFAULT_MS):
+        for deadline_ms, callers in ((DEADLINE_MS, REQUESTS), (DEFAULT_MS, FEW), (DEFAULT_MS, REQUESTS)):
             for way, doing_nothing in ((tasks, tasks_doing_nothing), (threads, threads_doing_nothing)):
                 for fault in FAULTS:
-                    answers = way(world, served, proxy, fault, deadline_ms)
-                    name = f"{way.__name__}, {fault}, deadline {deadline_ms:g} ms"
+                    answers = way(world, served, proxy, fault, deadline_ms=deadline_ms, callers=callers)
+                    name = f"{callers} {way.__name__}, {fault}, deadline {deadline_ms:g} ms"
                     late[name] = round(1000.0 * max(seconds for seconds, _ in answers) - deadline_ms, 1)
                     got[name] = dict(Counter(kind(selection) for _, selection in answers))
                     print(name, late[name], got[name], flush=True)
-                name = f"{way.__name__}, deadline {deadline_ms:g} ms"
-                nothing[name] = round(1000.0 * doing_nothing(deadline_ms) - deadline_ms, 1)
+                name = f"{callers} {way.__name__}, deadline {deadline_ms:g} ms"
+                nothing[name] = round(1000.0 * doing_nothing(deadline_ms, callers) - deadline_ms, 1)
                 print("doing nothing:", name, nothing[name], flush=True)
-    worst = max(value for name, value in late.items() if f"deadline {DEADLINE_MS:g}" in name)
     detail = {"late_ms": late, "answers": got, "late_doing_nothing_ms": nothing}
-    Result(name="faults_late_ms", value=worst, unit="ms", better="lower", limit=LATENESS_MS, detail=detail).write()
+    for name, callers, deadline_ms in (("faults_late_ms", REQUESTS, DEADLINE_MS), ("faults_late_default_ms", FEW, DEFAULT_MS)):
+        worst = max(value for way, value in late.items() if way.startswith(f"{callers} ") and f"deadline {deadline_ms:g} " in way)
+        Result(name=name, value=worst, unit="ms", better="lower", limit=LATENESS_MS, detail=detail).write()
 
 
 if __name__ == "__main__":

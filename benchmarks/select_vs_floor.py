@@ -46,7 +46,7 @@ def main() -> None:
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     detail = sizes | {name: microseconds(values) for name, values in seconds.items()}
     Result(
-        name="select_vs_floor", value=medians["select"] / medians["floor"], unit="ratio", better="lower", limit=1.8, detail=detail
+        name="select_vs_floor", value=medians["select"] / medians["floor"], unit="ratio", better="lower", limit=1.6, detail=detail
     ).write()
     print(medians, medians["select"] / medians["floor"])
 

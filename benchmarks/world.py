@@ -47,7 +47,7 @@ def served_world(users: dict[str, int], **serving: float) -> Iterator[World]:
     """A deployment that serves `users` (id: number of clusters) with a bandit; `serving` are settings of that section."""
     with tempfile.TemporaryDirectory() as folder, local_redis() as url:
         os.environ.pop(URL_VARIABLE, None)
-        lines = [f'redis_url = "{url}"', "[serving]", "deadline_ms = 2000.0", *(f"{key} = {value}" for key, value in serving.items())]
+        lines = [f'redis_url = "{url}"', "[serving]", *(f"{key} = {value}" for key, value in ({"deadline_ms": 2000.0} | serving).items())]
         create(Path(folder), "\n".join([*lines, ""]))
         _fill(Path(folder), url, users)
         yield World(settings_file=Path(folder) / DEFAULT_FILE, redis_url=url)
