@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.result import Result
-from benchmarks.world import K, free_port, served_world
+from benchmarks.world import K, http_service, served_world
 
 CLIENTS, SECONDS, LIMIT = 8, 6.0, 0.01
 USERS = [f"user-{number}" for number in range(50)]
@@ -27,7 +24,10 @@ def post(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30.0)
     try:
         connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
-        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read())
+        if response.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"{path}: {response.status} {answer}")
     finally:
         connection.close()
     return answer
@@ -63,37 +63,22 @@ def unlogged(port: int, others: Callable[[], tuple[str, dict[str, Any]]] | None)
         while others is not None and not stop.wait(0.25):
             post(port, *others())
 
-    threads = [threading.Thread(target=select) for _ in range(CLIENTS)] + [threading.Thread(target=disturb)]
-    for thread in threads:
-        thread.start()
-    time.sleep(SECONDS)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+        clients = [*(pool.submit(select) for _ in range(CLIENTS)), pool.submit(disturb)]
+        time.sleep(SECONDS)
+        stop.set()
+    for client in clients:
+        client.result()
     return logged.count(False) / len(logged), len(logged)
 
 
 def main() -> None:
-    port = free_port()
-    with served_world(dict.fromkeys(USERS, 50), deadline_ms=50.0) as world:
-        environment = os.environ | {"QUERY_REWARDS_HTTP__PORT": str(port)}
-        command = [sys.executable, "-m", "serving", "serve", "--settings", str(world.settings_file)]
-        service = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        try:
-            for _ in range(2400):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
-            for name, others in (("alone", None), ("beside_bodies", bodies), ("beside_batches", batches)):
-                share, count = unlogged(port, others)
-                print(f"busy_{name}", share, count, flush=True)
-                Result(
-                    name=f"busy_{name}_unlogged", value=share, unit="ratio", better="lower", limit=LIMIT, detail={"selections": count}
-                ).write()
-        finally:
-            service.terminate()
-            service.wait()
+    with served_world(dict.fromkeys(USERS, 50), deadline_ms=50.0) as world, http_service(world, burst=1_000_000) as (_, port):
+        for name, others in (("alone", None), ("beside_bodies", bodies), ("beside_batches", batches)):
+            share, count = unlogged(port, others)
+            print(f"busy_{name}", share, count, flush=True)
+            detail = {"selections": count}
+            Result(name=f"busy_{name}_unlogged", value=share, unit="ratio", better="lower", limit=LIMIT, detail=detail).write()
 
 
 if __name__ == "__main__":

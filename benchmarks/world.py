@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +35,7 @@ NOW = 1_767_225_600_000_000  # 2026-01-01
 ACTIONS = ["impression", "repin", "click", "closeup", "hide"]
 ITEMS = 10  # query items of a cluster, the default of `clustering.items_per_cluster`
 K = 10
+_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +126,27 @@ def random_model(rng: np.random.Generator) -> LinearModel:
     return LinearModel(manifest=manifest, weights=weights)
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
+@contextlib.contextmanager
+def http_service(world: World, **http: float) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The HTTP service of a world in a process of its own, and the port that it listens on; `http` are settings of that section."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = int(probe.getsockname()[1])
+    variables = {f"QUERY_REWARDS_HTTP__{key.upper()}": str(value) for key, value in ({"port": port} | http).items()}
+    command = [sys.executable, "-m", "query_rewards", "serve", "--settings", str(world.settings_file)]
+    with tempfile.TemporaryFile() as messages, subprocess.Popen(command, env=os.environ | variables, stderr=messages) as process:
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    messages.seek(0)
+                    raise RuntimeError(f"the service does not listen: {messages.read().decode(errors='replace')}")
+                time.sleep(0.05)
+            yield process, port
+        finally:
+            process.terminate()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
