@@ -36,14 +36,14 @@ def post(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
 def bodies() -> tuple[str, dict[str, Any]]:
     """Feedback of about 1 MB."""
     common = {
-        "decision_id": "d",
+        "decision_id": "d" * 36,
         "cluster_id": "c",
         "query_id": "q",
         "item_id": "x",
         "action": "click",
         "occurred_at": time.time_ns() // 1000,
     }
-    return "/v1/feedback", {"events": [{**common, "event_id": f"e{number}", "user_id": f"u{number}"} for number in range(4500)]}
+    return "/v1/feedback", {"events": [{**common, "event_id": f"e{number}", "user_id": f"u{number}"} for number in range(5000)]}
 
 
 def batches() -> tuple[str, dict[str, Any]]:

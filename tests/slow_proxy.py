@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -49,7 +49,8 @@ class SlowProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to, back = await asyncio.open_connection(*self._target)
-        await asyncio.gather(self._pump(reader, back, late=False), self._pump(to, writer, late=True))
+        with contextlib.suppress(asyncio.CancelledError):  # `stop`; asyncio of Python 3.11 would complain
+            await asyncio.gather(self._pump(reader, back, late=False), self._pump(to, writer, late=True))
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, late: bool) -> None:
         try:
@@ -68,7 +69,7 @@ class SlowProxy:
         self._thread.join()
 
 
-@contextmanager
+@contextlib.contextmanager
 def slow_proxy(url: str) -> Iterator[SlowProxy]:
     proxy = SlowProxy(url)
     try:

@@ -50,9 +50,9 @@ class Connections:
         except IndexError:
             return None
 
-    def _ready(self) -> Bounded:
+    def _ready(self, now: float) -> Bounded:
         """A connection that is kept and has not been closed by the server, or a new one."""
-        while (connection := self._kept()) is not None and connection.is_stale():
+        while (connection := self._kept()) is not None and connection.is_stale(now):
             connection.disconnect()  # type: ignore[attr-defined]
         return connection or bounded_connection(self._url)
 
@@ -60,7 +60,7 @@ class Connections:
         check_admitted(self._url, self._breaker, place)
         started = time.monotonic()
         until = min(deadline, started + self._patience)
-        connection = self._ready()
+        connection = self._ready(started)
         try:
             answers = connection.exchange(commands, replies, until, meanwhile)
         except (redis.RedisError, OSError) as error:

@@ -16,13 +16,12 @@ import hiredis
 import redis
 from redis.asyncio.connection import AbstractConnection
 from redis.connection import DefaultParser
-from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
 
+from serving.redis_io.bounded import LEADS_ELSEWHERE, MORE, next_reply
 from serving.redis_io.breaker import CircuitBreaker, was_patient
 
 _GRACE_SECONDS = 0.005  # for Redis' answer, when the loop itself was late
 _ON_TIME_SECONDS = 0.001
-_MORE: Any = object()  # what the parser says when a reply is not complete yet
 
 
 class Line(asyncio.Protocol):
@@ -31,11 +30,11 @@ class Line(asyncio.Protocol):
     def __init__(self, connection: AbstractConnection, breaker: CircuitBreaker, patience: float) -> None:
         """Take over a connection that redis-py has made and greeted; `connection` is kept, for its end would close it."""
         self._connection, self._breaker, self._patience = connection, breaker, patience
-        self._reader = hiredis.Reader(notEnoughData=_MORE, replyError=DefaultParser.parse_error)
+        self._reader = hiredis.Reader(notEnoughData=MORE, replyError=DefaultParser.parse_error)
         self._waiting: deque[tuple[asyncio.Future[list[Any]], int]] = deque()
         self._replies: list[Any] = []
         self._blamed = False
-        self.usable = True
+        self._sound = True
         self._end: AsyncGenerator[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", connection._writer.transport)  # noqa: SLF001 -- its socket and TLS are all we want of it
@@ -48,6 +47,11 @@ class Line(asyncio.Protocol):
         line._end = end = line._closing()
         await anext(end)
         return line
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests may still be sent on it."""
+        return self._sound and not self._transport.is_closing()
 
     async def _closing(self) -> AsyncGenerator[None]:
         """`asyncio.run` ends the generators of its loop, and nothing else of what belongs to it."""
@@ -76,18 +80,16 @@ class Line(asyncio.Protocol):
             return
         if was_patient(asked, until, self._patience):
             self._blame()
-            self.usable = False  # others on it may still be answered
+            self._sound = False  # others on it may still be answered
         promise.set_exception(redis.TimeoutError("it did not answer in time"))
 
     def data_received(self, data: bytes) -> None:
         """Hand complete replies to those who wait."""
         self._reader.feed(data)
         try:
-            while (reply := self._reader.gets()) is not _MORE:
-                if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
-                    raise reply
-                if isinstance(reply, ReadOnlyError | MasterDownError):  # a failover behind one name: it leads elsewhere now
-                    self.usable = False
+            while (reply := next_reply(self._reader)) is not MORE:
+                if isinstance(reply, LEADS_ELSEWHERE):
+                    self._sound = False
                 self._replies.append(reply)
                 promise, replies = self._waiting[0]
                 if len(self._replies) == replies:
@@ -95,14 +97,14 @@ class Line(asyncio.Protocol):
                     if not promise.done():
                         promise.set_result(self._replies)
                     self._replies = []
-        except (hiredis.ProtocolError, IndexError, redis.RedisError) as error:
+        except (IndexError, redis.RedisError) as error:
             self.close(error)
-        if not self.usable and not self._waiting:
+        if not self._sound and not self._waiting:
             self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everybody who waits."""
-        self.usable = False
+        self._sound = False
         waiting = [promise for promise, _ in self._waiting if not promise.done()]
         self._waiting.clear()
         if waiting:
