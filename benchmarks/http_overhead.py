@@ -20,18 +20,21 @@ _JSON = {"content-type": "application/json"}
 
 
 def main() -> None:
-    with served_world({USER: 50}) as world, QuerySelector.open(world.settings_file) as selector:
-        with http_service(world, burst=1_000_000) as (process, port):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30.0)
+    with (
+        served_world({USER: 50}) as world,
+        QuerySelector.open(world.settings_file) as selector,
+        http_service(world, burst=1_000_000) as (process, port),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30.0)
 
-            def post(seed: int) -> None:
-                connection.request("POST", "/v1/select", json.dumps({"user_id": USER, "k": K, "seed": seed}), _JSON)
-                answer = connection.getresponse()
-                if answer.status != 200 or not json.loads(answer.read())["queries"]:
-                    raise RuntimeError(f"status {answer.status}")
+        def post(seed: int) -> None:
+            connection.request("POST", "/v1/select", json.dumps({"user_id": USER, "k": K, "seed": seed}), _JSON)
+            answer = connection.getresponse()
+            if answer.status != 200 or not json.loads(answer.read())["queries"]:
+                raise RuntimeError(f"status {answer.status}")
 
-            seconds = interleaved({"library": lambda seed: selector.select(USER, K, seed=seed), "http": post}, rounds=ROUNDS)
-            memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        seconds = interleaved({"library": lambda seed: selector.select(USER, K, seed=seed), "http": post}, rounds=ROUNDS)
+        memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     detail = {name: microseconds(values) for name, values in seconds.items()}
     overhead = 1000.0 * float(np.median(seconds["http"]) - np.median(seconds["library"]))
     print(overhead, memory, detail)

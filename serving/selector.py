@@ -37,6 +37,7 @@ _READ_SHARE = 0.75  # that may have passed when the features are there
 _LOG_SHARE = 0.9  # that may have passed when the log has answered
 _TURN_SHARE = 0.95  # that may have passed when who waited for a turn is let go
 _PIPELINED_USERS = 20
+_PING = b"*1\r\n$4\r\nPING\r\n"
 
 Observer: TypeAlias = Callable[[Selection, float], None]
 
@@ -160,6 +161,13 @@ class QuerySelector:
             if isinstance(outcome, Decision) and known.reachable:
                 (reply,) = await turn.exchange([append_command(outcome, self.keys)], self._log_until(request))
         return self._done(request, selection_of(known, outcome, reply))
+
+    async def redis_state(self) -> str:
+        """Ask Redis now: it "answers", is "unavailable", or "refuses" our password or user, which it will do until somebody mends that."""
+        now = time.monotonic()
+        async with self._async_connections.turn(*self._wait_until(now)) as turn:
+            (reply,) = await turn.exchange([_PING], now + self._deadline)
+        return "refuses" if self.breaker.locked_out else "unavailable" if isinstance(reply, Unavailable) else "answers"
 
     async def close_async(self) -> None:
         """`close`, from the loop that `select_async` was called on."""

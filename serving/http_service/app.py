@@ -65,14 +65,13 @@ def make_app(selector: QuerySelector, feedback: FeedbackLog, metrics: ServingMet
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
-    async def readyz() -> dict[str, str]:
+    @app.get("/readyz", responses={503: {"description": "Redis refuses the password or the user"}})
+    async def readyz() -> JSONResponse:
         """It can choose; without Redis from the profiles seen last, which is better than no answer."""
-        return {
-            "status": "ready",
-            "redis": "unavailable" if selector.breaker.is_open else "answers",
-            "model_version": selector.model_version,
-        }
+        state = await selector.redis_state()
+        ready = state != "refuses"
+        content = {"status": "ready" if ready else "not ready", "redis": state, "model_version": selector.model_version}
+        return JSONResponse(content, status_code=200 if ready else 503)
 
     @app.get(
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]}, dependencies=[_bearer]

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
+from redis.asyncio.connection import Connection as AsyncConnection
+from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 
 from bandit.errors import DependencyUnavailableError
 from feature_repo.connection import away, connection_of
@@ -18,9 +20,38 @@ from serving.redis_io.async_admission import AsyncAdmission
 from serving.redis_io.breaker import CircuitBreaker, was_patient
 from serving.redis_io.connections import check_admitted
 from serving.redis_io.line import Line
+from serving.redis_io.resolver import RESOLVER
 from serving.redis_io.unavailable import Unavailable
 
 _LEAST_SECONDS = 0.005  # a Redis that is well answers in that time: a loop that is behind its deadlines still asks
+
+
+class _Resolved(AsyncConnection):  # type: ignore[misc]  # redis-py is untyped to us, here and below
+    """The name is resolved within the deadline, as for threads. TLS goes on to ask for the certificate of the name."""
+
+    deadline: float
+    host: str
+
+    async def _connect(self) -> None:
+        error = OSError("the name has no addresses")
+        for address in await RESOLVER.addresses_async(self.host, self.port, self.deadline):
+            self._address = address
+            try:
+                return await super()._connect()  # type: ignore[no-any-return]
+            except OSError as refused:
+                error = refused
+        raise error
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        arguments = dict(super()._connection_arguments())
+        return arguments | {"host": self._address} | ({"server_hostname": self.host} if "ssl" in arguments else {})
+
+
+class _ResolvedTls(_Resolved, AsyncSSLConnection):  # type: ignore[misc]
+    """rediss://."""
+
+
+_KINDS = {AsyncConnection: _Resolved, AsyncSSLConnection: _ResolvedTls}
 
 
 class AsyncConnections:
@@ -95,14 +126,15 @@ class _LoopConnection:
         return opening.result()
 
     async def _open(self) -> Line:
-        asked, connection = time.monotonic(), connection_of(self._url, {}, asynchronous=True)
+        asked, connection = time.monotonic(), connection_of(self._url, _KINDS, asynchronous=True)
+        connection.deadline = asked + self._patience
         try:
             async with asyncio.timeout(self._patience):
                 await connection.connect()
         except (redis.RedisError, OSError) as error:
             timed_out = isinstance(error, redis.TimeoutError | TimeoutError)
             if not timed_out or was_patient(asked, asked + self._patience, self._patience):
-                self._breaker.failed()
+                self._breaker.failed(error)
             raise
         self._line = await Line.over(connection, self._breaker, self._patience)
         return self._line

@@ -51,7 +51,7 @@ class DeadlineSocket:
     __slots__ = ("_deadline", "_poll", "_socket")
 
     def __init__(self, connected: socket.socket, deadline: Deadline) -> None:
-        connected.setblocking(False)
+        connected.settimeout(0.0)
         self._socket, self._deadline = connected, deadline
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
+
 from serving.after_fork import renew_after_fork
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class CircuitBreaker:
         self._most, self._pause, self._clock = failures, pause, clock
         self._lock = threading.Lock()
         self._failures = 0
+        self._error: Exception | None = None
         renew_after_fork(self)
         self._opened_at: float | None = None  # when it opened, or last let somebody try; None while closed
 
@@ -59,10 +62,16 @@ class CircuitBreaker:
                 log.warning("Redis answers again")
             self._failures, self._opened_at = 0, None
 
-    def failed(self) -> None:
+    @property
+    def locked_out(self) -> bool:
+        """Whether Redis refused the password or the user when it was last asked: no pause mends that."""
+        return bool(self._failures) and isinstance(self._error, AuthenticationError | AuthorizationError | NoPermissionError)
+
+    def failed(self, error: Exception | None = None) -> None:
         """Redis refused, or did not answer although it had all the time that it may take (`was_patient`)."""
         with self._lock:
             self._failures += 1
+            self._error = error
             if self._failures < self._most:
                 return
             if self._opened_at is None:

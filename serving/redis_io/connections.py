@@ -68,7 +68,7 @@ class Connections:
             self.close()  # the others are likely to be dead too
             asked = min(connection.sent_at, until) if connection.sent_at >= started else until
             if not isinstance(error, redis.TimeoutError | TimeoutError) or was_patient(asked, until, self._patience):
-                self._breaker.failed()
+                self._breaker.failed(error)
             raise away(self._url, error) from error
         except BaseException:  # an interrupt in the middle: a late reply would be taken for the next one's
             connection.disconnect()  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -33,17 +34,38 @@ class Resolver:
 
         Raises: OSError for a name that is not known, TimeoutError.
         """
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(host)
+        if _is_address(host):
             return [host]
-        key = (host, port)
-        looking, known, left = self._look_up(key), self._last.get(key), deadline - time.monotonic()
-        try:
-            self._last[key] = looking.result(max(left * _PATIENCE_SHARE if known else left, 0.0))
-        except TimeoutError:
-            if not known:
-                raise TimeoutError(f"the name {host} was not resolved in time") from None
-            return known
+        looking = self._look_up((host, port))
+        with contextlib.suppress(TimeoutError):
+            looking.exception(self._patience((host, port), deadline))
+        return self._outcome((host, port), looking)
+
+    async def addresses_async(self, host: str, port: int, deadline: float) -> list[str]:
+        """The same for an event loop, whose own look-up would keep `asyncio.run` from ending."""
+        if _is_address(host):
+            return [host]
+        looking, loop, ended = self._look_up((host, port)), asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(ended.set)
+
+        looking.add_done_callback(tell)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience((host, port), deadline)):
+                await ended.wait()
+        return self._outcome((host, port), looking)
+
+    def _patience(self, key: tuple[str, int], deadline: float) -> float:
+        left = max(deadline - time.monotonic(), 0.0)
+        return left * _PATIENCE_SHARE if key in self._last else left
+
+    def _outcome(self, key: tuple[str, int], looking: Future[list[str]]) -> list[str]:
+        if looking.done():
+            self._last[key] = looking.result()
+        elif key not in self._last:
+            raise TimeoutError(f"the name {key[0]} was not resolved in time")
         return self._last[key]
 
     def _look_up(self, key: tuple[str, int]) -> Future[list[str]]:
@@ -53,6 +75,14 @@ class Resolver:
                 looking = self._under_way[key] = Future()
                 threading.Thread(target=_look_up, args=(key, looking), name="query-rewards-resolver", daemon=True).start()
             return looking
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _look_up(key: tuple[str, int], answer: Future[list[str]]) -> None:

@@ -96,7 +96,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "no user": (feedback("bad", at=0, user_id=""), "user_id: empty"),
     "control characters": (feedback("bad", at=0, cluster_id="a\0b"), "cluster_id: control characters"),
     "an id of 4 KB": (feedback("bad", at=0, item_id="x" * 4096), "item_id: 4096 characters"),
-    "too old": (feedback("bad", at=0), "occurred_at: 0 is older than the window of 48 hours"),
+    "no time": (feedback("bad", at=0), "occurred_at: 0 is no time"),
+    "too old": (feedback("bad", at=1), "occurred_at: 1 is older than the window of 48 hours"),
     "future": (feedback("bad", at=2**62), "is in the future"),
 }
 
