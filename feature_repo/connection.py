@@ -9,37 +9,51 @@ from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.asyncio.connection import Connection as AsyncConnection
-from redis.asyncio.connection import parse_url as async_parse_url
+from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
+from redis.asyncio.connection import UnixDomainSocketConnection as AsyncUnixConnection
 from redis.backoff import NoBackoff
-from redis.connection import Connection, parse_url
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from bandit.errors import DependencyUnavailableError
+from bandit.errors import DependencyUnavailableError, InvalidValueError
+from bandit.settings.address import Kind, RedisAddress
 
 TIMEOUT_SECONDS = 10.0
-_OWN_OPTIONS = frozenset(
-    ("socket_timeout", "socket_connect_timeout", "timeout", "retry_on_timeout", "retry_on_error", "max_connections", "protocol")
-) | {"health_check_interval", "decode_responses"}
+_CLASSES: dict[Kind, type] = {"tcp": Connection, "tls": SSLConnection, "unix": UnixDomainSocketConnection}
+_ASYNC_CLASSES: dict[Kind, type] = {"tcp": AsyncConnection, "tls": AsyncSSLConnection, "unix": AsyncUnixConnection}
 
 
 def client_of(url: str, *, timeout: float) -> redis.Redis:
-    """A client without redis-py's own retries: they would make one lost reply two entries, and sleep for seconds in between."""
-    return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
+    """A client without redis-py's own retries: they would make one lost reply two entries, and sleep for seconds in between.
+
+    Raises: InvalidValueError for a URL that `RedisAddress` cannot read.
+    """
+    address = _address_of(url)
+    timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
+    pool = redis.ConnectionPool(connection_class=_CLASSES[address.kind], **timeouts, **address.options)
+    return redis.Redis.from_pool(pool)
 
 
-def connection_of(url: str, kinds: Mapping[type, type], *, asynchronous: bool = False) -> Any:  # noqa: ANN401 -- one of the kinds
+def connection_of(url: str, kinds: Mapping[Kind, type], *, asynchronous: bool = False) -> Any:  # noqa: ANN401 -- one of the kinds
     """A single connection, not yet connected, which never tries again by itself.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, as redis-py reads it; its timeouts and retries are left out, for ours hold.
-        kinds: what to make in place of redis-py's TCP, TLS and unix connections.
+        url: as `RedisAddress` reads it.
+        kinds: what to make in place of redis-py's own classes.
         asynchronous: from `redis.asyncio`.
 
-    Raises: ValueError for another scheme.
+    Raises: InvalidValueError for a URL that `RedisAddress` cannot read.
     """
-    options: dict[str, Any] = dict((async_parse_url if asynchronous else parse_url)(url))
-    kind = options.pop("connection_class", AsyncConnection if asynchronous else Connection)
-    return kinds.get(kind, kind)(**{name: value for name, value in options.items() if name not in _OWN_OPTIONS})
+    address = _address_of(url)
+    kind = ((_ASYNC_CLASSES if asynchronous else _CLASSES) | dict(kinds))[address.kind]
+    return kind(**address.options)
+
+
+def _address_of(url: str) -> RedisAddress:
+    try:
+        return RedisAddress.of(url)
+    except ValueError as error:
+        raise InvalidValueError("redis_url", expected="an address of Redis", received=str(error)) from None
 
 
 def connect(url: str, *, timeout: float = TIMEOUT_SECONDS) -> redis.Redis:

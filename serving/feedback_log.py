@@ -137,17 +137,21 @@ class FeedbackLog:
         if self._durability is None:
             self._durability = _durability(self._client)
         if self._durability == "waitaof":
-            local, _ = self._client.execute_command("WAITAOF", 1, 0, _WAITAOF_MILLISECONDS)
+            try:
+                local, _ = self._client.execute_command("WAITAOF", 1, 0, _WAITAOF_MILLISECONDS)
+            except redis.ResponseError:  # not ours to call
+                self._durability = ""
+                return False
             return bool(local >= 1)
         return self._durability == "always"
 
 
 def _durability(client: redis.Redis) -> str:
     """How this server can promise that a write is on disk: `always`, `waitaof`, or empty for not at all."""
-    version = tuple(int(part) for part in str(client.info("server")["redis_version"]).split(".")[:3])
     try:
+        version = tuple(int(part) for part in str(client.info("server")["redis_version"]).split(".")[:3])
         held = client.config_get("append*")
-    except redis.ResponseError:  # managed servers do not tell
+    except redis.ResponseError:  # managed servers do not tell, nor do those that grant us little
         return ""
     if held.get("appendonly") != "yes":
         return ""

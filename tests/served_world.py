@@ -93,6 +93,15 @@ def hand_over(client: redis.Redis, version: str, model: LinearModel, *, data: by
     client.set(KEYS.champion, msgspec.msgpack.encode({"version": version, "sha256": digest}))
 
 
+def copied(served: Served, url: str, by: str = "") -> Served:
+    """The same features on another server, to be reached by that URL or by another one of the same server."""
+    client = redis.Redis.from_url(url)
+    for key in served.redis.scan_iter("*"):
+        if served.redis.type(key) == b"hash":
+            client.hset(key, mapping=served.redis.hgetall(key))
+    return Served(folder=served.folder, redis_url=by or url)
+
+
 def make(folder: Path, redis_url: str) -> Served:
     create(folder, f'redis_url = "{redis_url}"\n')
     settings = load_settings(folder / DEFAULT_FILE)

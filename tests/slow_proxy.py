@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
@@ -12,10 +13,10 @@ from urllib.parse import urlsplit, urlunsplit
 class SlowProxy:
     """Passes bytes on; the server's answers `delay` seconds late."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         self._target = (parts.hostname, parts.port)
-        self._parts = parts
+        self._parts, self._tls = parts, tls
         self.delay = 0.0
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -25,7 +26,7 @@ class SlowProxy:
 
     @property
     def url(self) -> str:
-        return urlunsplit(self._parts._replace(netloc=f"127.0.0.1:{self._port}"))
+        return urlunsplit(self._parts._replace(netloc=f"127.0.0.1:{self.port}"))
 
     def lead_to(self, url: str) -> None:
         """New connections go to another server, as behind a name that moved."""
@@ -34,8 +35,8 @@ class SlowProxy:
 
     def _run(self) -> None:
         async def start() -> asyncio.Server:
-            server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=4096)
-            self._port = server.sockets[0].getsockname()[1]
+            server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=4096, ssl=self._tls)
+            self.port = server.sockets[0].getsockname()[1]
             self._started.set()
             return server
 
@@ -70,8 +71,8 @@ class SlowProxy:
 
 
 @contextlib.contextmanager
-def slow_proxy(url: str) -> Iterator[SlowProxy]:
-    proxy = SlowProxy(url)
+def slow_proxy(url: str, *, tls: ssl.SSLContext | None = None) -> Iterator[SlowProxy]:
+    proxy = SlowProxy(url, tls)
     try:
         yield proxy
     finally:

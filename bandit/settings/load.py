@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from bandit.errors import InvalidSettingError, InvalidValueError
 from bandit.policy.decide import Rules
 from bandit.rewards.feedback import FeedbackValidator
+from bandit.settings.address import RedisAddress
 from bandit.settings.paths import local_path
 from bandit.settings.sections import (
     ClusteringSettings,
@@ -62,6 +63,12 @@ class Settings(BaseSettings):
     mlflow: MlflowSettings = MlflowSettings()
 
     _root: Path = PrivateAttr(default=Path())
+
+    @field_validator("redis_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        RedisAddress.of(value)
+        return value
 
     @field_validator("feature_repo", "data", mode="before")
     @classmethod
@@ -128,7 +135,8 @@ def load_settings(path: str | Path = DEFAULT_FILE) -> Settings:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InvalidSettingError(str(path), key, "unknown" + _nearest(key)) from error
-        raise InvalidSettingError(_source_of(key, str(path)), key, f"{first['msg']}, received {first['input']!r}") from error
+        received = "" if key == "redis_url" else f", received {first['input']!r}"  # there may be a password in it
+        raise InvalidSettingError(_source_of(key, str(path)), key, f"{first['msg']}{received}") from (error if received else None)
     except SettingsError as error:  # a table in the environment is JSON
         raise InvalidSettingError(_variable("reward.weights"), "reward.weights", f"not JSON: {error.__cause__}") from error
     except InvalidValueError as error:

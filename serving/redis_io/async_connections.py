@@ -13,6 +13,7 @@ from redis.asyncio.connection import Connection as AsyncConnection
 from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 
 from bandit.errors import DependencyUnavailableError
+from bandit.settings.address import Kind
 from feature_repo.connection import away, connection_of
 from serving.after_fork import renew_after_fork
 from serving.redis_io.admission import Place
@@ -51,7 +52,7 @@ class _ResolvedTls(_Resolved, AsyncSSLConnection):  # type: ignore[misc]
     """rediss://."""
 
 
-_KINDS = {AsyncConnection: _Resolved, AsyncSSLConnection: _ResolvedTls}
+_KINDS: dict[Kind, type] = {"tcp": _Resolved, "tls": _ResolvedTls}
 
 
 class AsyncConnections:

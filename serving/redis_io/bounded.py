@@ -212,6 +212,5 @@ class BoundedUnix(Bounded, UnixDomainSocketConnection):  # type: ignore[misc]
 
 def bounded_connection(url: str) -> Bounded:
     """A connection to this Redis, made by its first exchange."""
-    kinds = {Connection: BoundedTcp, SSLConnection: BoundedTls, UnixDomainSocketConnection: BoundedUnix}
-    made: Bounded = connection_of(url, kinds)
+    made: Bounded = connection_of(url, {"tcp": BoundedTcp, "tls": BoundedTls, "unix": BoundedUnix})
     return made

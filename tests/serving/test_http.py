@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import redis
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from bandit.errors import InvalidSettingError
+from bandit.errors import InvalidSettingError, Status
 from serving.http_service.server import check_host
 from tests.ports import free_port
-from tests.served_world import REWARDED, UNKNOWN, Served
+from tests.served_world import REWARDED, UNKNOWN, Served, copied
 from tests.tables_made import feedback
+from training.local_redis import local_redis
 
 TOKEN = "t0ken-of-the-tests"
 JSON = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
@@ -192,6 +194,35 @@ def test_too_many_requests_are_429(online: Served) -> None:
     with service(online, QUERY_REWARDS_HTTP__BURST="5", QUERY_REWARDS_HTTP__REQUESTS_PER_SECOND="0.1") as made:
         statuses = [made.ask("GET", "/readyz")[0] for _ in range(10)]
     assert (statuses[0], statuses[-1], set(statuses)) == (200, 429, {200, 429})
+
+
+def test_without_its_password_the_service_does_not_start_and_says_so_in_a_line(served: Served) -> None:
+    with local_redis() as url:
+        redis.Redis.from_url(url).config_set("requirepass", "pw")
+        settings_file = Served(folder=served.folder, redis_url=url).settings_file()
+        command = [sys.executable, "-W", "ignore", "-m", "query_rewards", "serve", "--settings", str(settings_file)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=False)
+        assert ended.returncode == Status.UNAVAILABLE
+        assert "Authentication" in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_service_is_not_ready_while_redis_refuses_its_password(served: Served) -> None:
+    with local_redis() as url:
+        admin = redis.Redis.from_url(url)
+        copied(served, url)
+        admin.execute_command("ACL", "SETUSER", "serve", "on", ">pw", "~*", "+@all")
+        with service(Served(folder=served.folder, redis_url=url.replace("redis://", "redis://serve:pw@"))) as made:
+            assert made.ask("GET", "/readyz")[0] == 200
+            admin.execute_command("ACL", "SETUSER", "serve", "resetpass", ">other")
+            admin.execute_command("CLIENT", "KILL", "USER", "serve")
+            made.ask("GET", "/readyz")  # the connection is gone; the next one is refused
+            assert made.ask("GET", "/readyz") == (503, {"status": "not ready", "redis": "refuses", "model_version": ""})
+            admin.execute_command("ACL", "SETUSER", "serve", ">pw")
+            deadline = time.monotonic() + 10.0
+            while made.ask("GET", "/readyz")[0] != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
 
 
 def test_the_end_of_the_process_loses_no_decision(online: Served) -> None:
