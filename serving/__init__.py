@@ -1,7 +1,7 @@
 """The library that a retrieval service calls."""
 
-from serving.feedback_log import FeedbackLog, Recorded, Refused
+from serving.feedback_log import FeedbackLog, Recorded, RejectedEvent
 from serving.selection import Selection
 from serving.selector import QuerySelector
 
-__all__ = ["FeedbackLog", "QuerySelector", "Recorded", "Refused", "Selection"]
+__all__ = ["FeedbackLog", "QuerySelector", "Recorded", "RejectedEvent", "Selection"]

@@ -16,7 +16,7 @@ import redis
 from bandit.errors import BacklogFullError
 from bandit.ids import MAX_ID_BYTES
 from bandit.records import Feedback
-from bandit.rewards.feedback import DECODE_ERRORS, MAX_RECORD_BYTES, FeedbackValidator
+from bandit.rewards.feedback import DECODE_ERRORS, MAX_RECORD_BYTES, FeedbackValidator, Rejected
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from feature_repo.connection import away, client_of
@@ -32,7 +32,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class RejectedEvent:
     """An event that was not taken: its place in the call, its id if it has one, and why."""
 
     index: int
@@ -46,12 +46,12 @@ class Recorded:
 
     accepted: in Redis, and folded within the second; a power cut may still take them.
     durable: of these, on disk: Redis runs with `appendonly` and `appendfsync always`, or confirmed a WAITAOF.
-    refused: never counted, each with its reason.
+    rejected: never counted, each with its reason.
     """
 
     accepted: int
     durable: int
-    refused: Sequence[Refused]
+    rejected: Sequence[RejectedEvent]
 
 
 class FeedbackLog:
@@ -83,7 +83,7 @@ class FeedbackLog:
         self._client.close()
 
     def record(self, events: Sequence[Event], *, now: int | None = None, wait_seconds: float = 5.0) -> Recorded:
-        """Append events; those that cannot be counted are named in `refused`, the others are taken.
+        """Append events; those that cannot be counted are named in `rejected`, the others are taken.
 
         Args:
             events: records, mappings with the same fields, or such as JSON.
@@ -95,16 +95,16 @@ class FeedbackLog:
         """
         now = time.time_ns() // 1000 if now is None else now
         taken: list[tuple[str, bytes]] = []
-        refused: list[Refused] = []
+        rejected: list[RejectedEvent] = []
         for index, given in enumerate(events):
             event = _event(given)
-            reason = event if isinstance(event, str) else self._validator.rejection_reason(event, now)
-            if isinstance(event, str) or reason:
-                refused.append(Refused(index=index, event_id=_id_of(given), reason=reason))
+            reason = event.reason if isinstance(event, Rejected) else self._validator.rejection_reason(event, now)
+            if isinstance(event, Rejected) or reason:
+                rejected.append(RejectedEvent(index=index, event_id=_id_of(given), reason=reason))
             else:
                 taken.append((self._keys.of_user(event.user_id).feedback, _encoder.encode(event)))
         if not taken:
-            return Recorded(accepted=0, durable=0, refused=refused)
+            return Recorded(accepted=0, durable=0, rejected=rejected)
         try:
             self._wait_for_room(Counter(key for key, _ in taken), wait_seconds)
             for start in range(0, len(taken), _AT_ONCE):
@@ -115,7 +115,7 @@ class FeedbackLog:
             durable = len(taken) if self._on_disk() else 0
         except redis.RedisError as error:
             raise away(self._url, error) from error
-        return Recorded(accepted=len(taken), durable=durable, refused=refused)
+        return Recorded(accepted=len(taken), durable=durable, rejected=rejected)
 
     def _wait_for_room(self, wanted: Counter[str], wait_seconds: float) -> None:
         """Several writers may pass at once: the limit holds up to what they write together."""
@@ -160,17 +160,17 @@ def _durability(client: redis.Redis) -> str:
     return "waitaof" if version >= _WAITAOF else ""
 
 
-def _event(given: Event) -> Feedback | str:
+def _event(given: Event) -> Feedback | Rejected:
     try:
         if isinstance(given, Feedback):  # msgspec checks no types when a record is made
             return msgspec.convert(msgspec.structs.asdict(given), Feedback)
         if not isinstance(given, bytes):
             return msgspec.convert(given, Feedback)
         if len(given) > MAX_RECORD_BYTES:
-            return f"{len(given)} bytes, expected at most {MAX_RECORD_BYTES}"
+            return Rejected(f"{len(given)} bytes, expected at most {MAX_RECORD_BYTES}")
         return msgspec.json.decode(given, type=Feedback)
     except DECODE_ERRORS as error:
-        return str(error)
+        return Rejected(str(error))
 
 
 def _id_of(given: Event) -> str:

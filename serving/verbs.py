@@ -25,18 +25,18 @@ def feedback(
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Append feedback events from a file to the stream. Exit 1 when some were refused: stderr names their lines."""
-    counts = {"accepted": 0, "durable": 0, "refused": 0}
+    """Append feedback events from a file to the stream. Exit 1 when some were rejected: stderr names their lines."""
+    counts = {"accepted": 0, "durable": 0, "rejected": 0}
     with FeedbackLog.open(settings_file) as log:
         for first, events in _batches(file):
             recorded = log.record(events)
             counts["accepted"] += recorded.accepted
             counts["durable"] += recorded.durable
-            counts["refused"] += len(recorded.refused)
-            for event in recorded.refused:
+            counts["rejected"] += len(recorded.rejected)
+            for event in recorded.rejected:
                 typer.echo(f"{file}, line {first + event.index}: {event.reason}", err=True)
     typer.echo(json.dumps(counts) if as_json else "  ".join(f"{name} {count}" for name, count in counts.items()))
-    if counts["refused"]:
+    if counts["rejected"]:
         raise typer.Exit(Status.FAILED)
 
 

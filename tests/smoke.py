@@ -108,7 +108,7 @@ def use_library(installed: Installed, deployment: Path, url: str) -> None:
     event |= {"user_id": "u1", "action": "repin", "occurred_at": time.time_ns() // 1000}  # type: ignore[dict-item]
     (deployment / "events.jsonl").write_text(json.dumps(event))
     answer = json.loads(installed.verb("feedback", deployment / "events.jsonl", "--settings", file, "--json"))
-    assert (answer["accepted"], answer["refused"]) == (1, 0)
+    assert (answer["accepted"], answer["rejected"]) == (1, 0)
     code = f"from serving import QuerySelector; print(len(QuerySelector.open({str(file)!r}).select('u1', 3).queries))"
     assert installed.python(code).strip() == "3"
 

@@ -422,7 +422,7 @@ def a_million_events(sizes: Sizes, seed: int) -> str:
         log = FeedbackLog(redis.Redis(port=made.server.port), made.settings)
         for start in range(0, len(numbers), 2000):
             recorded = log.record([made.event(number) for number in numbers[start : start + 2000]], wait_seconds=60.0)
-            assert not recorded.refused
+            assert not recorded.rejected
         made.confirmed.value = sizes.events
         ended(consumer)
         found = settle(made)

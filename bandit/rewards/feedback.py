@@ -19,6 +19,13 @@ _IDS = ("event_id", "decision_id", "user_id", "cluster_id", "query_id", "item_id
 _decoder = msgspec.msgpack.Decoder(Feedback)
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record that cannot be counted, and why."""
+
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackValidator:
     """actions: the known action types; window: how late an event may arrive, microseconds."""
@@ -42,15 +49,16 @@ class FeedbackValidator:
             return f"occurred_at: {event.occurred_at} is older than the window of {self.window / 3.6e9:g} hours"
         return ""
 
-    def read(self, record: bytes, now: int) -> Feedback | str:
+    def read(self, record: bytes, now: int) -> Feedback | Rejected:
         """The event in a record of the stream, or why it is none that can be counted."""
         if len(record) > MAX_RECORD_BYTES:
-            return f"{len(record)} bytes, expected at most {MAX_RECORD_BYTES}"
+            return Rejected(f"{len(record)} bytes, expected at most {MAX_RECORD_BYTES}")
         try:
             event = _decoder.decode(record)
         except DECODE_ERRORS as error:
-            return f"not a feedback event: {error}"
-        return self.rejection_reason(event, now) or event
+            return Rejected(f"not a feedback event: {error}")
+        reason = self.rejection_reason(event, now)
+        return Rejected(reason) if reason else event
 
 
 def _plain(ids: Sequence[str]) -> bool:

@@ -70,7 +70,7 @@ class BatchAnswer(BaseModel):
     selections: list[SelectionAnswer]
 
 
-class RefusedAnswer(BaseModel):
+class RejectedEventAnswer(BaseModel):
     """An event that was not taken."""
 
     index: int
@@ -83,7 +83,7 @@ class FeedbackAnswer(BaseModel):
 
     accepted: int
     durable: int
-    refused: list[RefusedAnswer]
+    rejected: list[RejectedEventAnswer]
 
 
 class Problem(BaseModel):

@@ -22,7 +22,7 @@ from feature_repo import names
 from feature_repo.connection import client_of
 from feature_repo.keys import partition
 from query_rewards import main
-from serving.feedback_log import FeedbackLog, Recorded, Refused
+from serving.feedback_log import FeedbackLog, Recorded, RejectedEvent
 from tests.conftest import Deployment
 from tests.tables_made import HOUR, KEYS, feedback
 from training.deployment import create
@@ -59,7 +59,7 @@ def log(deployment: Deployment) -> Any:
 
 def test_events_are_appended_to_the_partition_of_their_user(deployment: Deployment, log: FeedbackLog) -> None:
     events = events_of(2500)  # more than one pipeline
-    assert log.record(events) == Recorded(accepted=2500, durable=0, refused=[])
+    assert log.record(events) == Recorded(accepted=2500, durable=0, rejected=[])
     assert waiting(deployment) == sorted(events, key=lambda event: event.event_id)
 
 
@@ -67,12 +67,12 @@ def test_records_mappings_and_json_are_the_same_event(deployment: Deployment, lo
     (event,) = events_of(1)
     fields = msgspec.structs.asdict(event)
     given = [event, fields, MappingProxyType(fields), msgspec.json.encode(event), fields | {"another field": [1]}]
-    assert log.record(given) == Recorded(accepted=5, durable=0, refused=[])
+    assert log.record(given) == Recorded(accepted=5, durable=0, rejected=[])
     assert waiting(deployment) == [event] * 5
 
 
 def test_nothing_recorded_is_nothing_taken(deployment: Deployment, log: FeedbackLog) -> None:
-    assert log.record([]) == Recorded(accepted=0, durable=0, refused=[])
+    assert log.record([]) == Recorded(accepted=0, durable=0, rejected=[])
     assert deployment.redis.dbsize() == 0
 
 
@@ -109,23 +109,23 @@ def test_what_cannot_be_counted_is_refused_with_its_place_and_a_reason_and_the_o
     before, after = events_of(2)
     recorded = log.record([before, bad, after])
     assert recorded.accepted == 2
-    (refused,) = recorded.refused
-    assert refused.index == 1
-    assert reason in refused.reason
-    assert len(refused.reason) < 1200
-    assert refused.event_id == ("bad" if isinstance(bad, Feedback) else "")
+    (rejected,) = recorded.rejected
+    assert rejected.index == 1
+    assert reason in rejected.reason
+    assert len(rejected.reason) < 1200
+    assert rejected.event_id == ("bad" if isinstance(bad, Feedback) else "")
     assert waiting(deployment) == [before, after]
 
 
 def test_a_mapping_that_is_refused_is_named_by_its_id(log: FeedbackLog) -> None:
-    refused = log.record([{"event_id": "x" * 5000}, {"event_id": 7}, {"event_id": "seven"}]).refused
-    assert [one.event_id for one in refused] == ["x" * 256, "", "seven"]
+    rejected = log.record([{"event_id": "x" * 5000}, {"event_id": 7}, {"event_id": "seven"}]).rejected
+    assert [one.event_id for one in rejected] == ["x" * 256, "", "seven"]
 
 
 def test_only_bad_events_need_no_redis(deployment: Deployment) -> None:
     away = deployment.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     with FeedbackLog(client_of(away.redis_url, timeout=1.0), away) as log:
-        assert log.record([b"{"]).refused == [Refused(index=0, event_id="", reason="Input data was truncated")]
+        assert log.record([b"{"]).rejected == [RejectedEvent(index=0, event_id="", reason="Input data was truncated")]
 
 
 def test_times_are_judged_by_the_time_that_is_given(log: FeedbackLog) -> None:
@@ -147,7 +147,7 @@ def test_accepted_is_durable_only_where_this_server_can_promise_it(
         client = client_of(url, timeout=5.0)
         version = tuple(int(part) for part in client.info("server")["redis_version"].split("."))
         with FeedbackLog(client, settings) as log:
-            assert log.record(events_of(3)) == Recorded(accepted=3, durable=3 if version >= since else 0, refused=[])
+            assert log.record(events_of(3)) == Recorded(accepted=3, durable=3 if version >= since else 0, rejected=[])
 
 
 # -- back-pressure ----------------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_refused_events_are_named_by_their_line_and_the_others_are_taken(
     monkeypatch.setattr("serving.verbs._LINES_PER_CALL", 3)  # lines are counted across batches
     assert status(["feedback", str(lines), "--settings", str(deployment.settings_file), "--json"]) == Status.FAILED
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == {"accepted": 2, "durable": 0, "refused": 2}
+    assert json.loads(printed.out) == {"accepted": 2, "durable": 0, "rejected": 2}
     first, second = printed.err.splitlines()
     assert first == f"{lines}, line 2: Input data was truncated"
     assert second.startswith(f"{lines}, line 4: action: expected one of")
@@ -265,7 +265,7 @@ def test_a_file_of_good_events_ends_well(deployment: Deployment, capsys: pytest.
     file = deployment.folder / "events.jsonl"
     file.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events_of(3)))
     assert status(["feedback", str(file), "--settings", str(deployment.settings_file)]) == 0
-    assert capsys.readouterr().out.split() == ["accepted", "3", "durable", "0", "refused", "0"]
+    assert capsys.readouterr().out.split() == ["accepted", "3", "durable", "0", "rejected", "0"]
 
 
 def test_a_file_that_is_not_there_fails_and_is_named(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +303,6 @@ def test_query_rewards_feedback_is_the_same_program(deployment: Deployment, line
     command = [sys.executable, "-m", "query_rewards", "feedback", str(lines), "--settings", str(deployment.settings_file), "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert ran.returncode == Status.FAILED, ran.stderr
-    assert json.loads(ran.stdout) == {"accepted": 2, "durable": 0, "refused": 2}
+    assert json.loads(ran.stdout) == {"accepted": 2, "durable": 0, "rejected": 2}
     assert "line 2: " in ran.stderr
     assert "line 4: " in ran.stderr

@@ -110,7 +110,7 @@ def test_feedback_is_taken_or_refused_by_name(served: Served, running: Service) 
     now = time.time_ns() // 1000
     good = {name: getattr(feedback("e1", at=now), name) for name in feedback("e1", at=now).__struct_fields__}
     status, answer = running.ask("POST", "/v1/feedback", {"events": [good, good | {"action": "stare"}, {"a": 1}]})
-    assert (status, answer["accepted"], [refused["index"] for refused in answer["refused"]]) == (200, 1, [1, 2])
+    assert (status, answer["accepted"], [event["index"] for event in answer["rejected"]]) == (200, 1, [1, 2])
 
 
 def test_metrics_name_no_user(served: Served, running: Service) -> None:

@@ -30,7 +30,7 @@ from training.features.snapshots import adopt_single_file, forget_snapshots, ser
 from training.logs.files import parquet_files
 from training.logs.lineage import read_lineage, write_lineage
 from training.logs.reader import Reading, read_files, without_repetitions
-from training.logs.rejected import Rejected
+from training.logs.rejected import RejectedRows
 from training.logs.schemas import ENGAGEMENTS, USER_CLUSTERS
 from training.logs.tables import rows_of
 
@@ -120,7 +120,7 @@ def cluster(
     last = last_clustering(settings, as_of=as_of)
     scheme = settings.reward.scheme()
     action_types = scheme.action_types
-    refused = [Rejected(source=str(history)), Rejected(source=str(embeddings))]
+    refused = [RejectedRows(source=str(history)), RejectedRows(source=str(embeddings))]
     folder = settings.feature_repo_path / names.USER_CLUSTERS_PATH
     adopt_single_file(folder)
     many = sum(rows_of(part) for part in parquet_files(history)) > _ENGAGEMENTS_PER_TASK

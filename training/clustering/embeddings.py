@@ -14,7 +14,7 @@ from bandit.errors import InvalidTableError
 from bandit.types import Floats32, Ints
 from training.logs.columns import Mask, Problems
 from training.logs.reader import Reading, read_files
-from training.logs.rejected import Rejected
+from training.logs.rejected import RejectedRows
 
 SCHEMA = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32())), ("topic", pa.int64())])
 UNKNOWN_TOPIC = -1
@@ -60,7 +60,7 @@ class _Vectors:
             yield f"embedding: {problem}", mask
 
 
-def read_embeddings(path: str | Path, rejected: Rejected) -> Embeddings:
+def read_embeddings(path: str | Path, rejected: RejectedRows) -> Embeddings:
     """Read item_id, embedding (list of numbers) and, when there, topic (whole number, null for unknown) of a file or folder.
 
     Items are put in order of their ids, so that no result depends on the order of the file. An item that stands twice keeps its first row.

@@ -13,7 +13,7 @@ import redis
 
 from bandit.model.linear_model import sha256
 from bandit.records import Decision, Feedback
-from bandit.rewards.feedback import DECODE_ERRORS, FUTURE_TOLERANCE, FeedbackValidator
+from bandit.rewards.feedback import DECODE_ERRORS, FUTURE_TOLERANCE, FeedbackValidator, Rejected
 from bandit.rewards.lineage import Reclustering
 from bandit.settings.load import Settings
 from feature_repo import names
@@ -56,15 +56,15 @@ class Batch:
         """Rows to write."""
         return len(self.decisions) + len(self.feedback) + len(self.dead)
 
-    def add(self, stream: str, entry_id: str, held: Decision | Feedback | Reclustering | str, record: bytes) -> None:
+    def add(self, stream: str, entry_id: str, held: Decision | Feedback | Reclustering | Rejected, record: bytes) -> None:
         """Put an entry where it belongs: `held` is what its record holds, or why it cannot be counted. Lineage has a log of its own."""
         self.positions[stream] = entry_id
         if isinstance(held, Feedback):
             self.feedback.append(held)
         elif isinstance(held, Decision):
             self.decisions.append(held)
-        elif isinstance(held, str):
-            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=held))
+        elif isinstance(held, Rejected):
+            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=held.reason))
 
     def extend(self, later: Batch) -> None:
         """Take the entries of a batch that came after this one."""
@@ -139,9 +139,9 @@ def move_logs(settings: Settings) -> Moved:
 
 def read_entry(
     stream: str, entry_id: str, fields: Mapping[bytes, bytes], validator: FeedbackValidator
-) -> Decision | Feedback | Reclustering | str:
+) -> Decision | Feedback | Reclustering | Rejected:
     """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
-    held: Decision | Feedback | Reclustering | str
+    held: Decision | Feedback | Reclustering | Rejected
     number, kind, _ = parse(stream)
     if kind == "decisions":
         held = read_decision(fields.get(_RECORD, b""), arrival(entry_id))
@@ -149,11 +149,11 @@ def read_entry(
         try:
             held = _reclustering.decode(fields[_LINEAGE])
         except DECODE_ERRORS as error:
-            return f"not a reclustering: {error}"
+            return Rejected(f"not a reclustering: {error}")
     else:
         held = validator.read(fields.get(_RECORD, b""), arrival(entry_id))
-    if not isinstance(held, str) and partition(held.user_id) != number:
-        return "user_id: its events belong to another partition"
+    if not isinstance(held, Rejected) and partition(held.user_id) != number:
+        return Rejected("user_id: its events belong to another partition")
     return held
 
 

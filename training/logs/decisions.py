@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from bandit.ids import id_problem
 from bandit.records import Decision
-from bandit.rewards.feedback import DECODE_ERRORS, time_problem
+from bandit.rewards.feedback import DECODE_ERRORS, Rejected, time_problem
 from training.logs.schemas import DECISIONS
 
 _decoder = msgspec.msgpack.Decoder(Decision)
 
 
-def read_decision(record: bytes, arrived: int) -> Decision | str:
+def read_decision(record: bytes, arrived: int) -> Decision | Rejected:
     """The decision in a record of the stream, or why the log cannot hold it: one that is bad must not stop those behind it.
 
     Args:
@@ -25,8 +25,9 @@ def read_decision(record: bytes, arrived: int) -> Decision | str:
     try:
         decision = _decoder.decode(record)
     except DECODE_ERRORS as error:
-        return f"not a decision: {error}"
-    return _problem(decision, arrived) or decision
+        return Rejected(f"not a decision: {error}")
+    reason = _problem(decision, arrived)
+    return Rejected(reason) if reason else decision
 
 
 def _problem(decision: Decision, arrived: int) -> str:

@@ -26,7 +26,7 @@ from training.logs.columns import CONTROL_PATTERN, IDS, plain_type
 from training.logs.engine import epoch_us
 from training.logs.files import below, engine_path, quarantine
 from training.logs.reader import Reading, check_schema, good_rows
-from training.logs.rejected import Rejected
+from training.logs.rejected import RejectedRows
 from training.logs.schemas import DECISIONS, FEEDBACK
 from training.logs.tables import CHECKED, first_line, open_parquet, read_own
 from training.logs.writing import storage_errors
@@ -91,7 +91,7 @@ def open_log(
     folder = folder or settings.data_path / name
     log = Log(schema=LOGS[name])
     reading = Reading(schema=log.schema, now=now, actions=settings.reward.scheme().action_types)
-    rejected = Rejected(source=str(folder))
+    rejected = RejectedRows(source=str(folder))
     with storage_errors(folder):
         log.parts = _opened(settings, folder, reading, log)
         if required and not sum(part.rows for part in log.parts):
@@ -172,7 +172,7 @@ def _suspicious(files: Sequence[Path], reading: Reading, *, ids: bool) -> bool:
         connection.disconnect()
 
 
-def _clean(settings: Settings, part: Part, scratch: Path, reading: Reading, rejected: Rejected, log: Log) -> None:
+def _clean(settings: Settings, part: Part, scratch: Path, reading: Reading, rejected: RejectedRows, log: Log) -> None:
     """Copy the good rows when some are bad, or when the engine would read them otherwise; a damaged file goes."""
     copy, before = scratch / f"{len(list(scratch.iterdir()))}.parquet", rejected.reasons.total()
     try:
@@ -192,7 +192,7 @@ def _explained(settings: Settings, log: Log, reading: Reading, error: duckdb.Err
     """The file whose pages the engine could not read, put aside: the next run does without it."""
     for part in log.parts:
         try:
-            for _ in good_rows(part.file, reading, Rejected(source="")):
+            for _ in good_rows(part.file, reading, RejectedRows(source="")):
                 pass
         except InvalidTableError as damaged:
             quarantine(settings, part.file, damaged.problem)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from bandit.errors import InvalidTableError
 from training.logs.columns import Mask, Problems, converted, row_problems, type_problem
 from training.logs.files import parquet_files
-from training.logs.rejected import Rejected
+from training.logs.rejected import RejectedRows
 from training.logs.tables import first_line, open_parquet
 
 _ROWS_AT_ONCE = 1 << 17
@@ -38,7 +38,7 @@ class Reading:
     rule: Rule = field(default=lambda batch: iter(()))
 
 
-def read_files(path: str | Path, reading: Reading, rejected: Rejected) -> pa.Table:
+def read_files(path: str | Path, reading: Reading, rejected: RejectedRows) -> pa.Table:
     """The good rows of a file or folder, as the schema of `reading`; the bad ones are added to `rejected`.
 
     Raises: InvalidTableError for a file that is none, is damaged, or lacks a column.
@@ -49,7 +49,7 @@ def read_files(path: str | Path, reading: Reading, rejected: Rejected) -> pa.Tab
     return pa.Table.from_batches([batch.select(columns) for batch in batches], pa.schema([schema.field(name) for name in columns]))
 
 
-def good_rows(file: Path, reading: Reading, rejected: Rejected) -> Iterator[pa.RecordBatch]:
+def good_rows(file: Path, reading: Reading, rejected: RejectedRows) -> Iterator[pa.RecordBatch]:
     """The good rows of one file, some at a time.
 
     Raises: InvalidTableError.
@@ -92,7 +92,7 @@ def check_schema(file: Path, source: pq.ParquetFile, reading: Reading) -> list[s
     return names
 
 
-def _good(file: Path, start: int, batch: pa.RecordBatch, schema: pa.Schema, reading: Reading, rejected: Rejected) -> pa.RecordBatch:
+def _good(file: Path, start: int, batch: pa.RecordBatch, schema: pa.Schema, reading: Reading, rejected: RejectedRows) -> pa.RecordBatch:
     problems: list[tuple[str, Mask]] = []
     columns = []
     for expected in schema:

@@ -21,7 +21,7 @@ _CELL = 300  # characters of a value that are written
 
 
 @dataclass(slots=True, kw_only=True)
-class Rejected:
+class RejectedRows:
     """What one source held that could not be used. `source`: the file, folder or log, as the operator knows it."""
 
     source: str

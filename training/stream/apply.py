@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bandit.records import Decision, Feedback
-from bandit.rewards.feedback import FeedbackValidator
+from bandit.rewards.feedback import FeedbackValidator, Rejected
 from bandit.rewards.lineage import Reclustering
 from bandit.rewards.sums import DRAW, MAX_CLUSTERS, Term, UserSums
 from feature_repo import names
@@ -24,7 +24,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     stream: str
     id: str
-    held: Decision | Feedback | Reclustering | str
+    held: Decision | Feedback | Reclustering | Rejected
     record: bytes
     key: bytes = b""
 
@@ -65,8 +65,8 @@ class Work:
         known, keys, changed, sums, repeated = self.known, self.keys, self.changed, self.sums, 0
         for place, entry in enumerate(self.entries):
             held, key = entry.held, entry.key
-            if isinstance(held, str):
-                self.dead.append((entry.record[:_DEAD_RECORD_KEPT], held))
+            if isinstance(held, Rejected):
+                self.dead.append((entry.record[:_DEAD_RECORD_KEPT], held.reason))
                 continue
             user = held.user_id
             if isinstance(held, Reclustering):  # in its place among the events: those before it follow it
@@ -85,7 +85,7 @@ class Work:
             more = {term.cluster_id for term in news} - room
             if more and len(room) + len(more) > MAX_CLUSTERS:
                 reason = f"cluster_id: user {user!r} has {MAX_CLUSTERS} clusters already"
-                self.entries[place] = Entry(entry.stream, entry.id, reason, entry.record)
+                self.entries[place] = Entry(entry.stream, entry.id, Rejected(reason), entry.record)
                 self.dead.append((entry.record[:_DEAD_RECORD_KEPT], reason))
                 continue
             room |= more

@@ -19,6 +19,7 @@ from typing import Any
 
 import redis
 
+from bandit.rewards.feedback import Rejected
 from bandit.rewards.sums import UserSums
 from bandit.settings.load import Settings
 from feature_repo.keys import Keys, parse
@@ -189,8 +190,8 @@ class Consumer:
         pipeline = self._client.pipeline(transaction=False)
         answers = self._state.seen(pipeline, held, keys) if keys else 0
         known = {key for reply in pipeline.execute()[:answers] for key, seen in zip(keys, reply, strict=True) if seen}
-        reason = "not counted: its user had too many clusters"
-        return [Entry(one.stream, one.id, reason, one.record) if one.key and one.key not in known else one for one in entries]
+        rejected = Rejected("not counted: its user had too many clusters")
+        return [Entry(one.stream, one.id, rejected, one.record) if one.key and one.key not in known else one for one in entries]
 
     def read(self, *, block: bool) -> list[Work]:
         """Read new entries of the owned partitions; waits a quarter of a second for the first."""
@@ -219,7 +220,7 @@ class Consumer:
         asked = []
         for work in works:
             keys = list(dict.fromkeys([entry.key for entry in work.entries if entry.key]))
-            users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, str)]))
+            users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, Rejected)]))
             answers = self._state.seen(pipeline, work.partition, keys) if keys else 0
             if users:
                 pipeline.mget([self._keys.partition(work.partition.number).sums(user) for user in users])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bandit.ids import MAX_ID_BYTES, id_problem
 from bandit.records import Feedback
-from bandit.rewards.feedback import FUTURE_TOLERANCE, MAX_RECORD_BYTES, FeedbackValidator
+from bandit.rewards.feedback import FUTURE_TOLERANCE, MAX_RECORD_BYTES, FeedbackValidator, Rejected
 from bandit.settings.load import Settings
 from tests.strategies import NOW, law
 from tests.tables_made import DAY, HOUR, feedback
@@ -105,20 +105,20 @@ RECORDS = {
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 def test_a_record_that_is_no_event_is_refused(record: bytes) -> None:
-    reason = VALIDATOR.read(record, NOW)
-    assert isinstance(reason, str)
-    assert reason.startswith("not a feedback event: ")
+    rejected = VALIDATOR.read(record, NOW)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith("not a feedback event: ")
 
 
 def test_a_record_of_10_megabytes_is_refused_by_its_size_alone() -> None:
     size = 10 * 1024 * 1024
-    assert VALIDATOR.read(b"\0" * size, NOW) == f"{size} bytes, expected at most {MAX_RECORD_BYTES}"
+    assert VALIDATOR.read(b"\0" * size, NOW) == Rejected(f"{size} bytes, expected at most {MAX_RECORD_BYTES}")
 
 
 @law
 @given(st.binary(max_size=300))
 def test_noise_never_raises(record: bytes) -> None:
-    assert isinstance(VALIDATOR.read(record, NOW), str)
+    assert isinstance(VALIDATOR.read(record, NOW), Rejected)
 
 
 @law

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandit.records import Decision
-from bandit.rewards.feedback import FUTURE_TOLERANCE
+from bandit.rewards.feedback import FUTURE_TOLERANCE, Rejected
 from tests.strategies import law
 from tests.tables_made import DAY, NOW, decision
 from training.logs.decisions import decision_table, read_decision
@@ -21,7 +21,7 @@ DRAWN = [("a", "q1"), ("b", "q2"), ("a", "q3")]
 ARRIVED = NOW
 
 
-def read(record: bytes) -> Decision | str:
+def read(record: bytes) -> Decision | Rejected:
     return read_decision(record, ARRIVED)
 
 
@@ -65,21 +65,23 @@ BROKEN = {
 @pytest.mark.parametrize(("fields", "name"), BROKEN.values(), ids=BROKEN)
 def test_what_the_log_cannot_hold_is_refused_by_the_name_of_its_field(fields: dict[str, object], name: str) -> None:
     broken = msgspec.structs.replace(decision(2, at=MADE, user_id="u", drawn=DRAWN), **fields)
-    reason = read(msgspec.msgpack.encode(broken))
-    assert isinstance(reason, str)
-    assert reason.startswith(f"{name}: "), reason
+    rejected = read(msgspec.msgpack.encode(broken))
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith(f"{name}: "), rejected
 
 
 @law
 @given(st.binary(max_size=200))
 def test_noise_is_refused_with_a_reason_and_never_raises(record: bytes) -> None:
-    reason = read(record)
-    assert isinstance(reason, str)
-    assert reason.startswith("not a decision: ")
+    rejected = read(record)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith("not a decision: ")
 
 
 def test_a_record_nested_ten_thousand_deep_is_refused() -> None:
-    assert str(read(b"\x81\xa1x" + b"\x91" * 10_000)).startswith("not a decision: ")
+    rejected = read(b"\x81\xa1x" + b"\x91" * 10_000)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason.startswith("not a decision: ")
 
 
 def test_the_largest_numbers_that_are_read_can_be_written() -> None:
