@@ -20,7 +20,7 @@ from bandit.rewards.feedback import DECODE_ERRORS, MAX_RECORD_BYTES, FeedbackVal
 from bandit.settings.load import DEFAULT_FILE, Settings, load_settings
 from feature_repo import names
 from feature_repo.connection import away, client_of
-from feature_repo.keys import Keys
+from feature_repo.keys import Keys, parse
 
 _AT_ONCE = 1000  # entries of one pipeline
 _PAUSE_SECONDS = 0.02  # between two looks at a full backlog
@@ -130,7 +130,7 @@ class FeedbackLog:
                 return
             if time.monotonic() >= deadline:
                 key, waiting = max(full.items(), key=lambda item: item[1])
-                raise BacklogFullError(int(key[key.index("{") + 1 : key.index("}")]), waiting, self._limit)
+                raise BacklogFullError(parse(key).number, waiting, self._limit)
             time.sleep(_PAUSE_SECONDS)
 
     def _on_disk(self) -> bool:
