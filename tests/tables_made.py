@@ -100,6 +100,22 @@ def write_decisions(settings: Settings, decisions: Sequence[Decision], *, name: 
     return file
 
 
+def write_training_rows(settings: Settings, start: int, count: int) -> None:
+    """Decisions of two draws with an impression each; of every third, one draw brought an engagement."""
+    made = [decision(number, at=NOW - 2 * DAY + number, drawn=(("a", "q1"), ("b", "q2"))) for number in range(start, start + count)]
+    events = []
+    for shown in made:
+        for query in shown.queries:
+            fields = {"decision_id": shown.decision_id, "cluster_id": query.cluster_id, "query_id": query.item_id}
+            actions = ("impression", "repin") if query.cluster_id == "a" and shown.seed % 3 == 0 else ("impression",)
+            events += [
+                feedback(f"{shown.seed}{query.item_id}{action}", at=shown.decided_at + MINUTE, action=action, **fields)
+                for action in actions
+            ]
+    write_decisions(settings, made, name=f"{start:05d}")
+    write_feedback(settings, events, name=f"{start:05d}")
+
+
 def naive(table: pa.Table, column: str) -> pa.Table:
     """The same table with a time column that has lost its time zone."""
     place = table.schema.get_field_index(column)
@@ -121,4 +137,5 @@ __all__ = [
     "write_embeddings",
     "write_feedback",
     "write_history",
+    "write_training_rows",
 ]

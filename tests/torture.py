@@ -436,7 +436,16 @@ def _signal(process: BaseProcess, number: signal.Signals) -> None:
     os.kill(process.pid, number)
 
 
-PARTS = (a_million_events, kills_between_calls, kills_at_random, redis_restarts, power_cuts, freezes)
+def kills_between_writes(sizes: Sizes, seed: int) -> str:
+    """SIGKILL before each write of every step that changes a model."""
+    environment = {} if sizes.calls == "every write" else {"KILL_EVERY": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "tests/training/models/test_kills.py"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return f"steps that change a model killed before {'each' if environment else 'a few'} of their writes"
+
+
+PARTS = (a_million_events, kills_between_calls, kills_at_random, redis_restarts, power_cuts, freezes, kills_between_writes)
 
 
 def main() -> None:

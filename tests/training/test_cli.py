@@ -292,9 +292,12 @@ def test_materialize_with_redis_away_ends_with_4(shop: Deployment, run: Run, mon
 
 def test_a_bad_table_ends_with_1_naming_the_place(deployment: Deployment, run: Run) -> None:
     file = write_feedback(deployment.settings, [feedback("1", at=NOW), feedback("2", at=NOW, action="bookmark")])
-    assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, str(file), "column 'action'", "row 1", "bookmark")
+    told = str(file.parent), "1 of 2 rows", "unknown action", "data/rejected"
+    assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, *told)
     pq.write_table(naive(pq.read_table(file), "occurred_at"), file)
-    assert_one_line(run("fold", "--settings", deployment.settings_file), Status.FAILED, str(file), "column 'occurred_at'", "time zone")
+    assert_one_line(
+        run("fold", "--settings", deployment.settings_file), Status.FAILED, str(file), "occurred_at", "time zone", "data/quarantine"
+    )
 
 
 def test_a_step_that_runs_already_ends_with_1_naming_the_owner(deployment: Deployment, run: Run) -> None:
@@ -339,7 +342,7 @@ def test_a_verb_whose_extra_is_not_installed_says_which(tmp_path: Path, verb: st
 
 
 def test_the_installed_program_retrains_in_a_folder_that_holds_a_feature_repo(learning: Deployment) -> None:
-    decisions = [decision(number, at=NOW - 2 * DAY + number) for number in range(40)]
+    decisions = [decision(number, at=NOW - 2 * DAY + number) for number in range(60)]  # a fifth of which is held out
     events = [feedback(f"{made.seed}", at=made.decided_at + MINUTE, decision_id=made.decision_id) for made in decisions]
     write_feedback(learning.settings, events)
     write_decisions(learning.settings, decisions)

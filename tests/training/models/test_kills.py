@@ -1,49 +1,55 @@
-"""Killed at the steps of a promotion: the next run leaves what a run without the kill leaves."""
+"""Killed at the writes of each step that changes a model: the next run leaves what a run without the kill leaves."""
 
 from __future__ import annotations
 
-import os
+from functools import partial
 
-import numpy as np
 import pytest
 
-from bandit.model.featurize import FEATURE_NAMES
-from bandit.model.linear_model import LinearModel, weight_count
+from bandit.settings.load import Settings
 from tests.conftest import Deployment
 from tests.kills import in_child, kill_everywhere
-from tests.strategies import linear_model
-from training.lock import leased
-from training.models.promote import promote
-from training.models.registry import ModelRegistry
-
-EVERY = int(os.environ.get("KILL_EVERY", "7"))  # step that is killed at; 1 takes many minutes
+from tests.tables_made import NOW, write_training_rows
+from training.models.join import join
+from training.models.promote import promote, rollback
+from training.models.train import train
 
 
-def model(number: int) -> LinearModel:
-    return linear_model(np.full(weight_count(len(FEATURE_NAMES)), number / 1000), rows=number)
+def trained(settings: Settings, start: int, count: int) -> None:
+    write_training_rows(settings, start, count)
+    join(settings, as_of=NOW)
+    train(settings, as_of=NOW)
 
 
-def add(deployment: Deployment, number: int) -> None:
-    with leased(deployment.settings.data_path, "train"):
-        registry = ModelRegistry(deployment.settings)
-        registry.add_kept()
-        newest = registry.newest()
-        if newest is None or registry.load(newest).manifest.rows != number:
-            registry.add(model(number), {"rows": 1.0})
+def one_serves(settings: Settings) -> None:
+    """Version 1 serves, version 2 is a candidate."""
+    trained(settings, 0, 40)
+    promote(settings)
+    trained(settings, 40, 20)
+
+
+def more_rows(settings: Settings) -> None:
+    write_training_rows(settings, 60, 20)
+    join(settings, as_of=NOW)
 
 
 @pytest.fixture
 def two(learning: Deployment) -> Deployment:
-    """Version 1 serves, version 2 is a candidate."""
-
-    def prepare() -> None:
-        add(learning, 1)
-        promote(learning.settings)
-        add(learning, 2)
-
-    in_child(prepare)
-    return learning
+    """A deployment with two versions, the first of which serves."""
+    deployment = learning.change(mode='"off"')
+    in_child(partial(one_serves, deployment.settings))
+    return deployment
 
 
 def test_a_promotion(two: Deployment) -> None:
-    assert kill_everywhere(two.folder, two.settings, lambda: promote(two.settings, version="2"), every=EVERY) > 2
+    assert kill_everywhere(two.folder, two.settings, partial(promote, two.settings, version="2"), few=4) >= 4
+
+
+def test_a_rollback(two: Deployment) -> None:
+    in_child(partial(promote, two.settings))
+    assert kill_everywhere(two.folder, two.settings, partial(rollback, two.settings), few=4, again=False) >= 4
+
+
+def test_a_training(two: Deployment) -> None:
+    in_child(partial(more_rows, two.settings))
+    assert kill_everywhere(two.folder, two.settings, partial(train, two.settings, as_of=NOW), few=4) >= 4
