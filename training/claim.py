@@ -65,7 +65,7 @@ def claim(settings: Settings, lease: Lease) -> bytes:
         seen = _checked(settings, client)
         known = _known(settings.data_path)
         folder = str(settings.data_path.resolve())
-        made = Claim(
+        new_claim = Claim(
             deployment=known.deployment if known else uuid.uuid4().hex,
             number=max(known.number + 1 if known else 0, lease.number),
             token=lease.token,
@@ -73,7 +73,7 @@ def claim(settings: Settings, lease: Lease) -> bytes:
             host=socket.gethostname(),
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        data = msgspec.json.encode(made)
+        data = msgspec.json.encode(new_claim)
         lease.check()
         from training.logs.writing import write_whole  # noqa: PLC0415 -- needs pyarrow, which a serving host lacks
 
@@ -107,7 +107,7 @@ def _checked(settings: Settings, client: redis.Redis) -> bytes:
 
 
 def _same(theirs: Claim, known: Claim, data: Path) -> bool:
-    """Whether the claim in Redis is of this folder. A copy has the id, and lacks the later runs, or lies beside its original."""
+    """Whether the claim in Redis is of this folder. A copy has the id, and lacks the later runs, or its original still exists."""
     if theirs.deployment != known.deployment or theirs.number > known.number:
         return False
     if theirs.number == known.number and theirs.token != known.token:

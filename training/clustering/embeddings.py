@@ -18,7 +18,7 @@ from training.logs.rejected import RejectedRows
 
 SCHEMA = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32())), ("topic", pa.int64())])
 UNKNOWN_TOPIC = -1
-_ROWS_AT_ONCE = 65_536
+_ROWS_PER_STEP = 65_536
 _UNIT = 1e-3  # how far from 1 a length may be that counts as 1: half-precision numbers are
 
 
@@ -97,8 +97,8 @@ def _of_unit_length(vectors: Floats32) -> tuple[Floats32, int]:
     other = np.flatnonzero(np.abs(lengths - 1.0) > _UNIT)
     if len(other):
         vectors = vectors.copy()
-    for start in range(0, len(other), _ROWS_AT_ONCE):
-        rows = other[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(other), _ROWS_PER_STEP):
+        rows = other[start : start + _ROWS_PER_STEP]
         vectors[rows] = vectors[rows] / lengths[rows, None]
     return vectors, len(other)
 

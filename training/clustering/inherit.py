@@ -39,7 +39,7 @@ def last_clustering(settings: Settings, *, as_of: int) -> int | None:
 
 
 def inherit(
-    settings: Settings, user_ids: pa.Array, found: UserClusters, item_ids: pa.Array, *, last: int | None, as_of: int, effective_at: int
+    settings: Settings, user_ids: pa.Array, clustering: UserClusters, item_ids: pa.Array, *, last: int | None, as_of: int, effective_at: int
 ) -> tuple[pa.Array, list[Reclustering]]:
     """Ids of every user's new clusters (also those not served), and what changed since the clustering as of `last`.
 
@@ -53,12 +53,12 @@ def inherit(
     latest = max((changes[-1].effective_at for changes in history.values()), default=-1)
     if effective_at <= latest:
         raise InvalidValueError("effective_at", expected=f"a time after the last reclustering's, {latest}", received=effective_at)
-    ids, members = item_ids.take(pa.array(found.medoids)), item_ids.take(pa.array(found.members))
+    ids, members = item_ids.take(pa.array(clustering.medoids)), item_ids.take(pa.array(clustering.members))
     changes: list[Reclustering] = []
     if old.num_rows or history:
-        ids, changes = _inherited(_by_user(old), history, user_ids, found, ids, members, effective_at)
-    size_of_user = np.add.reduceat(found.item_counts, starts_of(found.clusters)) if len(user_ids) else found.clusters
-    new = pa.table([_each(user_ids, size_of_user), _each(ids, found.item_counts), members], schema=MEMBERS)
+        ids, changes = _inherited(_by_user(old), history, user_ids, clustering, ids, members, effective_at)
+    size_of_user = np.add.reduceat(clustering.item_counts, starts_of(clustering.clusters)) if len(user_ids) else clustering.clusters
+    new = pa.table([_each(user_ids, size_of_user), _each(ids, clustering.item_counts), members], schema=MEMBERS)
     kept = old.filter(pc.invert(pc.is_in(old["user_id"], user_ids)))
     if kept.num_rows:
         new = pa.concat_tables([new, kept]).sort_by("user_id")  # a stable sort
@@ -70,17 +70,17 @@ def _inherited(
     old: Mapping[str, Clusters],
     history: Lineage,
     user_ids: pa.Array,
-    found: UserClusters,
+    clustering: UserClusters,
     fresh_ids: pa.Array,
     members: pa.Array,
     effective_at: int,
 ) -> tuple[pa.Array, list[Reclustering]]:
     """The ids, and what changed."""
     fresh, items = iter(fresh_ids.to_pylist()), iter(members.to_pylist())
-    sizes = iter(found.item_counts.tolist())
+    sizes = iter(clustering.item_counts.tolist())
     ids: list[str] = []
     changes: list[Reclustering] = []
-    for user, clusters in zip(user_ids.to_pylist(), found.clusters.tolist(), strict=True):
+    for user, clusters in zip(user_ids.to_pylist(), clustering.clusters.tolist(), strict=True):
         new = [list(islice(items, size)) for size in islice(sizes, clusters)]
         earlier = {name for change in history.get(user, ()) for move in change.moves for name in (move.from_cluster, move.to_cluster)}
         named, change = recluster(user, old.get(user, {}), new, list(islice(fresh, clusters)), effective_at, taken=earlier)

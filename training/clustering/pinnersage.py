@@ -110,7 +110,7 @@ def medoids(vectors: Floats, members: Ints, sizes: Ints) -> Ints:
 
     Returns: places in `vectors`, one of each cluster.
     """
-    found = members[starts_of(sizes)]  # of two members none is nearer to their mean
+    result = members[starts_of(sizes)]  # of two members none is nearer to their mean
     many = sizes > 2
     inside, sizes = members[np.repeat(many, sizes)], sizes[many]
     starts = starts_of(sizes)
@@ -118,8 +118,8 @@ def medoids(vectors: Floats, members: Ints, sizes: Ints) -> Ints:
     apart -= np.repeat(np.add.reduceat(apart, starts, axis=0) / sizes[:, None], sizes, axis=0)
     distances = np.square(apart, out=apart).sum(axis=1)
     near = np.flatnonzero(distances <= np.repeat(np.minimum.reduceat(distances, starts), sizes) + _TIE)
-    found[many] = inside[near[np.searchsorted(near, starts)]]
-    return found
+    result[many] = inside[near[np.searchsorted(near, starts)]]
+    return result
 
 
 def importance_terms(occurred_at: Ints, as_of: int, decay_per_day: float) -> Floats:

@@ -51,7 +51,7 @@ def item_topics(vectors: Floats32, file: Path, settings: ClusteringSettings) -> 
 def topic_history(history: pa.Table, item_ids: pa.Array, topics: Ints, scheme: RewardScheme) -> Floats:
     """How much better than their user's average the history's impressions of each item's topic were rewarded. Shape of `topics`.
 
-    Users are centred first, because those who see much of a topic differ from those who do not. Zero for a topic without impressions;
+    Users are centred first, because users of one topic differ from users of another. Zero for a topic without impressions;
     all zero when the history names no impressions.
 
     Args:

@@ -21,10 +21,9 @@ ClusterAll = Callable[[Iterable[UserHistories], Floats32, int, ClusteringSetting
 
 @contextmanager
 def workers(processes: int) -> Iterator[ClusterAll]:
-    """Start so many processes, and give what does `cluster_users` of many histories, in their order; the other arguments are the same.
+    """Start this many processes, and yield a function that applies `cluster_users` to many histories, in their order.
 
-    They start and end in the background: what is done before the first histories, or after the last, need not wait for it. One process is
-    this one.
+    They start and end in the background: the caller does not wait for them. With 1, the calling process does the work.
     """
     if processes == 1:
         yield _in_this_process
@@ -53,11 +52,11 @@ def _shared_out(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vectors.npy"
         np.save(file, vectors, allow_pickle=False)
-        yield from pool.map(partial(_one, file=file, actions=actions, settings=settings, as_of=as_of), histories)
+        yield from pool.map(partial(_cluster_task, file=file, actions=actions, settings=settings, as_of=as_of), histories)
     pool.shutdown(wait=False)
 
 
-def _one(histories: UserHistories, file: Path, actions: int, settings: ClusteringSettings, as_of: int) -> UserClusters:
+def _cluster_task(histories: UserHistories, file: Path, actions: int, settings: ClusteringSettings, as_of: int) -> UserClusters:
     return cluster_users(histories, _mapped(file), actions, settings, as_of)
 
 
@@ -67,4 +66,4 @@ def _mapped(file: Path) -> Floats32:
 
 
 def _nothing() -> None:
-    """Done as soon as it is begun."""
+    """Return at once."""

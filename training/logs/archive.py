@@ -26,7 +26,7 @@ from training.logs.open_logs import open_log
 from training.logs.schemas import DEAD_LETTERS
 from training.logs.tables import read_own, write_table
 
-_READ_AT_ONCE = 1000
+_ENTRIES_PER_READ = 1000
 _ROWS_PER_FILE = 50_000
 _RECORD, _LINEAGE = names.RECORD_FIELD.encode(), names.LINEAGE_FIELD.encode()
 _reclustering = msgspec.msgpack.Decoder(Reclustering)
@@ -56,15 +56,15 @@ class Batch:
         """Rows to write."""
         return len(self.decisions) + len(self.feedback) + len(self.dead)
 
-    def add(self, stream: str, entry_id: str, held: Decision | Feedback | Reclustering | Rejected, record: bytes) -> None:
-        """Put an entry where it belongs: `held` is what its record holds, or why it cannot be counted. Lineage has a log of its own."""
+    def add(self, stream: str, entry_id: str, content: Decision | Feedback | Reclustering | Rejected, record: bytes) -> None:
+        """Add an entry. `content`: its record, or why it cannot be counted. Lineage has a log of its own."""
         self.positions[stream] = entry_id
-        if isinstance(held, Feedback):
-            self.feedback.append(held)
-        elif isinstance(held, Decision):
-            self.decisions.append(held)
-        elif isinstance(held, Rejected):
-            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=held.reason))
+        if isinstance(content, Feedback):
+            self.feedback.append(content)
+        elif isinstance(content, Decision):
+            self.decisions.append(content)
+        elif isinstance(content, Rejected):
+            self.dead.append(DeadLetter(stream=stream, entry_id=entry_id, record=record[:_RECORD_KEPT], reason=content.reason))
 
     def extend(self, later: Batch) -> None:
         """Take the entries of a batch that came after this one."""
@@ -74,7 +74,7 @@ class Batch:
         self.positions |= later.positions
 
     def write(self, data: Path) -> None:
-        """Leave the rows on disk, in a folder for each day of arrival. Files are named by what they hold, so that none replaces another."""
+        """Write the rows, in a folder for each day of arrival. A file's name is a hash of its ids, so that no file replaces another."""
         arrived = max((arrival(position) for position in self.positions.values()), default=0)
         for log, ids, table in (
             ("decisions", [decision.decision_id for decision in self.decisions], decision_table),
@@ -86,7 +86,7 @@ class Batch:
                 write_table(table(rows), data / log / _file_name(arrived, ids), checked=True)
 
     def trim(self, client: redis.Redis) -> None:
-        """Remove what was written from the streams."""
+        """Remove the written entries from the streams."""
         pipeline = client.pipeline(transaction=False)
         for stream, entry_id in self.positions.items():
             pipeline.xtrim(stream, minid=after(entry_id), approximate=False)
@@ -105,8 +105,8 @@ class Moved:
 def move_logs(settings: Settings) -> Moved:
     """Move every decision and event to the Parquet logs, in files of bounded size.
 
-    With `stream.enabled` the stream does that, and this moves nothing. Without, a state that a stream once left is forgotten: it has not
-    seen what is moved here, and is made anew from the logs when a stream starts again.
+    With `stream.enabled` the stream does that, and this moves nothing. Without it, this deletes the state of a former stream, which has not
+    seen these entries; a stream that starts again rebuilds its state from the logs.
 
     Raises: DependencyUnavailableError.
     """
@@ -140,21 +140,21 @@ def move_logs(settings: Settings) -> Moved:
 def read_entry(
     stream: str, entry_id: str, fields: Mapping[bytes, bytes], validator: FeedbackValidator
 ) -> Decision | Feedback | Reclustering | Rejected:
-    """What an entry of a decision or feedback stream holds, or why it cannot be counted."""
-    held: Decision | Feedback | Reclustering | Rejected
+    """The record of a decision or feedback stream's entry, or why it cannot be counted."""
+    content: Decision | Feedback | Reclustering | Rejected
     number, kind, _ = parse(stream)
     if kind == "decisions":
-        held = read_decision(fields.get(_RECORD, b""), arrival(entry_id))
+        content = read_decision(fields.get(_RECORD, b""), arrival(entry_id))
     elif _LINEAGE in fields:
         try:
-            held = _reclustering.decode(fields[_LINEAGE])
+            content = _reclustering.decode(fields[_LINEAGE])
         except DECODE_ERRORS as error:
             return Rejected(f"not a reclustering: {error}")
     else:
-        held = validator.read(fields.get(_RECORD, b""), arrival(entry_id))
-    if not isinstance(held, Rejected) and partition(held.user_id) != number:
+        content = validator.read(fields.get(_RECORD, b""), arrival(entry_id))
+    if not isinstance(content, Rejected) and partition(content.user_id) != number:
         return Rejected("user_id: its events belong to another partition")
-    return held
+    return content
 
 
 def arrival(entry_id: str) -> int:
@@ -171,8 +171,8 @@ def after(entry_id: str) -> str:
 def compact(settings: Settings, *, now: int) -> int:
     """Put the files of each past day into one, every event and decision once; returns the number of files that went.
 
-    The whole is on disk before its parts are removed: a crash in between leaves rows twice, which count once. A file with rows that
-    cannot be used stays as it is, columns that are not ours go.
+    The new file is on disk before the old ones are removed: a crash in between leaves rows twice, which count once. A file with bad rows
+    stays as it is. Columns that the schema lacks are dropped.
     """
     removed = 0
     today = datetime.fromtimestamp((now - FUTURE_TOLERANCE) / 1e6, UTC).date().isoformat()
@@ -211,10 +211,10 @@ def stream_entries(client: redis.Redis, stream: str, last: str = "+") -> Iterato
     """Entries of a stream from its beginning to `last`, piece by piece."""
     start = "-"
     while True:
-        entries = client.xrange(stream, min=start, max=last, count=_READ_AT_ONCE)
+        entries = client.xrange(stream, min=start, max=last, count=_ENTRIES_PER_READ)
         if entries:
             yield entries
-        if len(entries) < _READ_AT_ONCE:
+        if len(entries) < _ENTRIES_PER_READ:
             return
         start = "(" + entries[-1][0].decode()
 

@@ -59,7 +59,7 @@ def engine_path(file: Path) -> str:
 
 
 def quarantine(settings: Settings, file: Path, reason: str) -> dict[str, str]:
-    """Move a file that does not belong into the logs to `data/quarantine`, beside a text with the reason. Returns both, by its old name."""
+    """Move a file that does not belong to the logs to `data/quarantine`, and write the reason next to it. Returns both, by its old name."""
     folder = settings.data_path / "quarantine" / file.parent.name
     folder.mkdir(parents=True, exist_ok=True)
     number, target = 0, folder / file.name

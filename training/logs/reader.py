@@ -16,7 +16,7 @@ from training.logs.files import parquet_files
 from training.logs.rejected import RejectedRows
 from training.logs.tables import first_line, open_parquet
 
-_ROWS_AT_ONCE = 1 << 17
+_ROWS_PER_BATCH = 1 << 17
 Rule = Callable[[pa.RecordBatch], Problems]
 
 
@@ -59,7 +59,7 @@ def good_rows(file: Path, reading: Reading, rejected: RejectedRows) -> Iterator[
     schema = pa.schema([reading.schema.field(name) for name in names])
     start = 0
     try:
-        for batch in source.iter_batches(_ROWS_AT_ONCE, columns=names):
+        for batch in source.iter_batches(_ROWS_PER_BATCH, columns=names):
             columns = batch.select(names)
             yield _good(file, start, columns, schema, reading, rejected)
             start += batch.num_rows
@@ -96,9 +96,9 @@ def _good(file: Path, start: int, batch: pa.RecordBatch, schema: pa.Schema, read
     problems: list[tuple[str, Mask]] = []
     columns = []
     for expected in schema:
-        values, found = converted(batch.column(expected.name), expected.type)
+        values, column_problems = converted(batch.column(expected.name), expected.type)
         columns.append(values)
-        problems += [(f"{expected.name}: {problem}", mask) for problem, mask in found]
+        problems += [(f"{expected.name}: {problem}", mask) for problem, mask in column_problems]
     ours = pa.RecordBatch.from_arrays(columns, schema=schema)
     problems += row_problems(ours, now=reading.now, actions=reading.actions, nullable=reading.nullable)
     problems += reading.rule(ours)

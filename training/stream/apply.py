@@ -1,4 +1,4 @@
-"""New entries of one partition, folded into the sums of their users. Pure: what is read and what is committed passes by."""
+"""Fold new entries of one partition into the sums of their users. Pure: the consumer reads and commits."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _DEAD_RECORD_KEPT = 1024  # bytes in Redis; Parquet keeps more
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a stream: what its record holds, or why it cannot be counted; `key` tells a repetition, empty for none."""
+    """An entry of a stream. `content`: its record, or why it cannot be counted; `key`: identifies a repetition, empty for none."""
 
     stream: str
     id: str
-    held: Decision | Feedback | Reclustering | Rejected
+    content: Decision | Feedback | Reclustering | Rejected
     record: bytes
     key: bytes = b""
 
 
 def entry_of(stream: str, entry_id: str, fields: Mapping[bytes, bytes], validator: FeedbackValidator) -> Entry:
     """Read an entry."""
-    held = read_entry(stream, entry_id, fields, validator)
+    content = read_entry(stream, entry_id, fields, validator)
     key = b""
-    if isinstance(held, Feedback):
-        key = event_key(held.event_id)
-    elif isinstance(held, Decision):
-        key = decision_key(held.decision_id)
-    return Entry(stream, entry_id, held, fields.get(_RECORD, b""), key)
+    if isinstance(content, Feedback):
+        key = event_key(content.event_id)
+    elif isinstance(content, Decision):
+        key = decision_key(content.decision_id)
+    return Entry(stream, entry_id, content, fields.get(_RECORD, b""), key)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,45 +63,45 @@ class Work:
         terms: dict[str, list[Term]] = {}
         clusters: dict[str, set[str]] = {}
         known, keys, changed, sums, repeated = self.known, self.keys, self.changed, self.sums, 0
-        for place, entry in enumerate(self.entries):
-            held, key = entry.held, entry.key
-            if isinstance(held, Rejected):
-                self.dead.append((entry.record[:_DEAD_RECORD_KEPT], held.reason))
+        for index, entry in enumerate(self.entries):
+            content, key = entry.content, entry.key
+            if isinstance(content, Rejected):
+                self.dead.append((entry.record[:_DEAD_RECORD_KEPT], content.reason))
                 continue
-            user = held.user_id
-            if isinstance(held, Reclustering):  # in its place among the events: those before it follow it
+            user = content.user_id
+            if isinstance(content, Reclustering):  # in order: it moves the terms of the events before it
                 if terms.get(user):
                     sums[user].add(terms.pop(user))
-                sums[user].recluster(held)
+                sums[user].recluster(content)
                 changed[user] = None
                 continue
             if key in known or key in keys:
                 repeated += 1
                 continue
-            news = _terms(held, codes)
-            room = clusters.get(user)
-            if room is None:
-                room = clusters[user] = set(sums[user].cluster_ids)
-            more = {term.cluster_id for term in news} - room
-            if more and len(room) + len(more) > MAX_CLUSTERS:
+            new_terms = _terms(content, codes)
+            cluster_ids_so_far = clusters.get(user)
+            if cluster_ids_so_far is None:
+                cluster_ids_so_far = clusters[user] = set(sums[user].cluster_ids)
+            new_clusters = {term.cluster_id for term in new_terms} - cluster_ids_so_far
+            if new_clusters and len(cluster_ids_so_far) + len(new_clusters) > MAX_CLUSTERS:
                 reason = f"cluster_id: user {user!r} has {MAX_CLUSTERS} clusters already"
-                self.entries[place] = Entry(entry.stream, entry.id, Rejected(reason), entry.record)
+                self.entries[index] = Entry(entry.stream, entry.id, Rejected(reason), entry.record)
                 self.dead.append((entry.record[:_DEAD_RECORD_KEPT], reason))
                 continue
-            room |= more
+            cluster_ids_so_far |= new_clusters
             keys[key] = None
             changed[user] = None
             pending = terms.get(user)
             if pending is None:
-                terms[user] = news
+                terms[user] = new_terms
             else:
-                pending += news
+                pending += new_terms
         for user, pending in terms.items():
             sums[user].add(pending)
         return repeated
 
 
-def _terms(held: Feedback | Decision, codes: Mapping[str, int]) -> list[Term]:
-    if isinstance(held, Feedback):
-        return [Term(held.cluster_id, codes[held.action], held.occurred_at)]
-    return [Term(query.cluster_id, DRAW, held.decided_at) for query in held.queries]
+def _terms(content: Feedback | Decision, codes: Mapping[str, int]) -> list[Term]:
+    if isinstance(content, Feedback):
+        return [Term(content.cluster_id, codes[content.action], content.occurred_at)]
+    return [Term(query.cluster_id, DRAW, content.decided_at) for query in content.queries]

@@ -1,4 +1,4 @@
-"""The archiver: what was folded, on its way to the Parquet logs, beside the folding."""
+"""The archiver writes folded entries to the Parquet logs while the consumer continues."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 _ROWS_PER_FILE = 50_000
 _NEVER = 0, 0
-_ROWS_HELD = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded while a disk is slow or full
+_ROWS_IN_MEMORY = 4 * _ROWS_PER_FILE  # more wait in Redis: memory stays bounded while a disk is slow or full
 
 
 class Archiver:
-    """Collects entries and writes them in a thread of its own; only what is on disk is trimmed from the streams."""
+    """Collects entries and writes them in its own thread; it trims only entries that are on disk from the streams."""
 
     def __init__(self, data: Path, client: redis.Redis, keys: Keys, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """A file every `seconds`, or as soon as one is full."""
@@ -41,26 +41,26 @@ class Archiver:
 
     @property
     def full(self) -> bool:
-        """Whether as much is held as may be: nothing more should be folded until the disk has taken some."""
-        return len(self._batch) + (len(self._writing[0]) if self._writing is not None else 0) >= _ROWS_HELD
+        """Whether memory holds as many entries as it may: the consumer must wait for the disk."""
+        return len(self._batch) + (len(self._writing[0]) if self._writing is not None else 0) >= _ROWS_IN_MEMORY
 
     def add(self, entries: Sequence[Entry], fence: int) -> None:
         """Take entries of one stream that were folded, in its order, by the owner with this number.
 
-        Those that were taken before, and came again, are left out.
+        Entries that it took before do not count again.
         """
         self._fences[entries[0].stream] = fence
-        stream, last = entries[0].stream, _place(entries[-1].id)
+        stream, last = entries[0].stream, _position(entries[-1].id)
         taken = self._last.get(stream, _NEVER)
-        if _place(entries[0].id) <= taken:
-            entries = [entry for entry in entries if _place(entry.id) > taken]
+        if _position(entries[0].id) <= taken:
+            entries = [entry for entry in entries if _position(entry.id) > taken]
         self._last[stream] = max(last, taken)
         for entry in entries:
-            self._batch.add(stream, entry.id, entry.held, entry.record)
+            self._batch.add(stream, entry.id, entry.content, entry.record)
 
     def put_away_if_due(self) -> None:
         """Begin to write when it is time. When writing cannot keep up, or fails, wait for it."""
-        if self._writing is not None and (self._writing[1].done() or len(self._batch) >= _ROWS_HELD):
+        if self._writing is not None and (self._writing[1].done() or len(self._batch) >= _ROWS_IN_MEMORY):
             self._finish()
         full = len(self._batch) >= _ROWS_PER_FILE
         if self._writing is None and self._batch.positions and (full or self._clock() - self._since >= self._seconds):
@@ -108,7 +108,7 @@ class Archiver:
             log.warning("written, but not trimmed: %s", error)
 
     def trim(self, positions: Mapping[str, str]) -> None:
-        """Of the partitions that are still owned: a new owner may be making its sums from the logs, as they were before this file."""
+        """Trim the streams that this process still owns: a new owner may be rebuilding from the logs without this file."""
         pipeline = self._client.pipeline(transaction=False)
         for stream, entry_id in positions.items():
             fence = self._keys.partition(parse(stream).number).fence
@@ -116,6 +116,6 @@ class Archiver:
         pipeline.execute()
 
 
-def _place(entry_id: str) -> tuple[int, int]:
+def _position(entry_id: str) -> tuple[int, int]:
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence)

@@ -1,8 +1,8 @@
 """The consumer: feedback and decisions of the owned partitions, folded into each user's sums, exactly once.
 
 One step: read new entries; look up which are known, and the sums of the users they belong to; add; commit each partition in one Lua call
-(`training/stream/state.py`); overwrite the users' rows in Feast's online store. Any failure in between leaves a state from which the same
-step is simply done again: nothing that this process holds in memory counts.
+(`training/stream/state.py`); overwrite the users' rows in Feast's online store. After any failure in between the consumer repeats
+the step: nothing counts that only this process has in memory.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from training.stream.state import BEGINNING, Commit, Partition, StreamState
 log = logging.getLogger(__name__)
 
 _BLOCK_MILLISECONDS = 250
-_AT_ONCE = 4000  # entries of one step
+_ENTRIES_PER_STEP = 4000
 _LEAST_PER_STREAM = 16
 _RETRY_SECONDS = 0.2
 _stream_of = attrgetter("stream")
 
 
 class Consumer:
-    """Folds what comes in. One per process; processes share the partitions."""
+    """Folds new entries. One per process; processes share the partitions."""
 
     def __init__(self, settings: Settings, client: redis.Redis, rows: RewardRows, metrics: StreamMetrics | None = None) -> None:
         """client: without retries of its own, with a socket timeout above a quarter of a second."""
@@ -63,7 +63,7 @@ class Consumer:
         return len(self._owned)
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Fold until `stop` says so, then leave everything in order. A Redis that is unavailable, or a full disk, is waited for."""
+        """Fold until `stop` returns true, then close. While Redis is unavailable or the disk is full, wait."""
         while not stop():
             try:
                 self.step()
@@ -83,7 +83,7 @@ class Consumer:
         self._archiver.flush()
 
     def close(self) -> None:
-        """Write what waits for Parquet, and let others take the partitions."""
+        """Write the folded entries to Parquet, and let others take the partitions."""
         try:
             self._archiver.close()
         except OSError as error:
@@ -94,9 +94,9 @@ class Consumer:
             log.warning("the leases run out by themselves: %s", error)
 
     def step(self, *, block: bool = True) -> int:
-        """Fold what has come in; returns the number of entries. Waits a quarter of a second for the first.
+        """Fold new entries; returns their number. Waits a quarter of a second for the first.
 
-        Raises: redis.RedisError; what was not committed is read again.
+        Raises: redis.RedisError; the next step reads uncommitted entries again.
         """
         if self._leases.due:
             self.balance_now()
@@ -125,25 +125,25 @@ class Consumer:
         self._state.prepare()  # a Redis that restarted knows no scripts
         self._rows.prepare()
         taken = self._leases.balance()
-        self._owned = {number: held for number, held in self._owned.items() if self._leases.fences.get(number) == held.fence}
+        self._owned = {number: partition for number, partition in self._owned.items() if self._leases.fences.get(number) == partition.fence}
         self._measure_backlog()
         if not taken:
             return
         fences = {number: self._leases.fences[number] for number in taken}
-        found, dirty = self._state.load(fences)
-        stale = self._state.waited_too_long(found)
-        missing = {number: fence for number, fence in fences.items() if number not in found or number in stale}
+        loaded, dirty = self._state.load(fences)
+        stale = self._state.waited_too_long(loaded)
+        missing = {number: fence for number, fence in fences.items() if number not in loaded or number in stale}
         if missing:
             with self._leases.kept():
-                self.flush()  # what this process folded and Redis has lost is in the logs before they are read
+                self.flush()  # entries that Redis has lost must be in the logs before `rebuild` reads them
                 rebuild(self._settings, self._client, self._state, self._definition, missing, self._rows)
             begun, _ = self._state.load(missing)
-            found |= begun
+            loaded |= begun
         for number, users in dirty.items():
             if number not in missing:
-                self._write_again(found[number], users)
-        self._archive_again(found.values())
-        self._owned |= found
+                self._write_again(loaded[number], users)
+        self._archive_again(loaded.values())
+        self._owned |= loaded
 
     def _measure_backlog(self) -> None:
         pipeline = self._client.pipeline(transaction=False)
@@ -152,46 +152,48 @@ class Consumer:
             pipeline.xlen(self._keys.partition(number).decisions)
         self._metrics.backlog.set(sum(pipeline.execute()))
 
-    def _write_again(self, held: Partition, users: list[str]) -> None:
+    def _write_again(self, partition: Partition, users: list[str]) -> None:
         """Rows of the last commit, whose owner may have died before it wrote them."""
         if not users:
             return
-        stored = self._client.mget([self._keys.partition(held.number).sums(user) for user in users])
+        stored = self._client.mget([self._keys.partition(partition.number).sums(user) for user in users])
         pipeline = self._client.pipeline(transaction=False)
         for user, data in zip(users, stored, strict=True):
             if data is not None:
-                self._rows.write(pipeline, user, UserSums(self._definition, data), held.version)
+                self._rows.write(pipeline, user, UserSums(self._definition, data), partition.version)
         pipeline.execute()
 
-    def _archive_again(self, found: Collection[Partition]) -> None:
+    def _archive_again(self, loaded: Collection[Partition]) -> None:
         """Entries that were folded, but whose owner may have died before they were in Parquet."""
         streams = [
-            (stream, last, held)
-            for held in found
+            (stream, last, partition)
+            for partition in loaded
             for stream, last in (
-                (self._keys.partition(held.number).feedback, held.feedback),
-                (self._keys.partition(held.number).decisions, held.decisions),
+                (self._keys.partition(partition.number).feedback, partition.feedback),
+                (self._keys.partition(partition.number).decisions, partition.decisions),
             )
             if last != BEGINNING
         ]
         pipeline = self._client.pipeline(transaction=False)
         for stream, _, _ in streams:
             pipeline.xlen(stream)
-        for (stream, last, held), waiting in zip(streams, pipeline.execute(), strict=True):
+        for (stream, last, partition), waiting in zip(streams, pipeline.execute(), strict=True):
             if waiting:
-                for some in stream_entries(self._client, stream, last):
-                    entries = [entry_of(stream, entry_id.decode(), fields, self._validator) for entry_id, fields in some]
-                    self._archiver.add(self._as_counted(held, entries), held.fence)
+                for chunk in stream_entries(self._client, stream, last):
+                    entries = [entry_of(stream, entry_id.decode(), fields, self._validator) for entry_id, fields in chunk]
+                    self._archiver.add(self._as_counted(partition, entries), partition.fence)
                     self._archiver.put_away_if_due()
 
-    def _as_counted(self, held: Partition, entries: list[Entry]) -> list[Entry]:
-        """Entries that were folded; one that was refused for its user's many clusters is known by its id, which was not kept."""
+    def _as_counted(self, partition: Partition, entries: list[Entry]) -> list[Entry]:
+        """Entries that were folded; the seen ids lack an entry that its user had no room for."""
         keys = [entry.key for entry in entries if entry.key]
         pipeline = self._client.pipeline(transaction=False)
-        answers = self._state.seen(pipeline, held, keys) if keys else 0
+        answers = self._state.seen(pipeline, partition, keys) if keys else 0
         known = {key for reply in pipeline.execute()[:answers] for key, seen in zip(keys, reply, strict=True) if seen}
         rejected = Rejected("not counted: its user had too many clusters")
-        return [Entry(one.stream, one.id, rejected, one.record) if one.key and one.key not in known else one for one in entries]
+        return [
+            Entry(entry.stream, entry.id, rejected, entry.record) if entry.key and entry.key not in known else entry for entry in entries
+        ]
 
     def read(self, *, block: bool) -> list[Work]:
         """Read new entries of the owned partitions; waits a quarter of a second for the first."""
@@ -199,9 +201,9 @@ class Consumer:
             time.sleep(_BLOCK_MILLISECONDS / 1000.0 if block else 0.0)
             return []
         streams: dict[Any, Any] = {}
-        for held in self._owned.values():
-            streams[self._keys.partition(held.number).feedback] = held.feedback
-            streams[self._keys.partition(held.number).decisions] = held.decisions
+        for partition in self._owned.values():
+            streams[self._keys.partition(partition.number).feedback] = partition.feedback
+            streams[self._keys.partition(partition.number).decisions] = partition.decisions
         replies: Any = self._client.xread(streams, count=self._per_stream, block=_BLOCK_MILLISECONDS if block else None)
         works: dict[int, Work] = {}
         for key, entries in replies:
@@ -211,7 +213,7 @@ class Consumer:
             work.entries += [entry_of(stream, entry_id.decode(), fields, self._validator) for entry_id, fields in entries]
             last = entries[-1][0].decode()
             work.feedback, work.decisions = (last, work.decisions) if kind == "feedback" else (work.feedback, last)
-        self._per_stream = max(_AT_ONCE // max(len(replies), 1), _LEAST_PER_STREAM)
+        self._per_stream = max(_ENTRIES_PER_STEP // max(len(replies), 1), _LEAST_PER_STREAM)
         return list(works.values())
 
     def fold(self, works: list[Work]) -> None:
@@ -220,7 +222,7 @@ class Consumer:
         asked = []
         for work in works:
             keys = list(dict.fromkeys([entry.key for entry in work.entries if entry.key]))
-            users = list(dict.fromkeys([entry.held.user_id for entry in work.entries if not isinstance(entry.held, Rejected)]))
+            users = list(dict.fromkeys([entry.content.user_id for entry in work.entries if not isinstance(entry.content, Rejected)]))
             answers = self._state.seen(pipeline, work.partition, keys) if keys else 0
             if users:
                 pipeline.mget([self._keys.partition(work.partition.number).sums(user) for user in users])
@@ -247,18 +249,18 @@ class Consumer:
             self._state.commit(pipeline, work.partition, change, arrival(work.entries[-1].id))
         rows = self._client.pipeline(transaction=False)
         for work, taken in zip(works, pipeline.execute(), strict=True):
-            held = work.partition
+            partition = work.partition
             if not taken:
-                self._owned.pop(held.number, None)
-                self._leases.give_back([held.number])
+                self._owned.pop(partition.number, None)
+                self._leases.give_back([partition.number])
                 continue
-            held.commits += 1
-            held.feedback, held.decisions = work.feedback or held.feedback, work.decisions or held.decisions
+            partition.commits += 1
+            partition.feedback, partition.decisions = work.feedback or partition.feedback, work.decisions or partition.decisions
             for _, entries in groupby(work.entries, key=_stream_of):
-                self._archiver.add(list(entries), held.fence)
+                self._archiver.add(list(entries), partition.fence)
             self._metrics.dead_letters.inc(len(work.dead))
             for user in work.changed:
-                self._rows.write(rows, user, work.sums[user], held.version)
+                self._rows.write(rows, user, work.sums[user], partition.version)
         rows.execute()
 
 

@@ -11,8 +11,8 @@ import redis
 
 from feature_repo.keys import PARTITIONS, Keys
 
-# A new number at each taking: whoever holds an older one cannot commit, however late it wakes. Never below the clock, so that numbers
-# do not begin again when Redis has lost them.
+# Each new owner gets a greater number: a process with an older one cannot commit, however late it wakes. Never below the clock, so that
+# numbers do not begin again when Redis has lost them.
 _TAKE = """
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[1] then return 0 end
@@ -33,7 +33,7 @@ _RENEWALS = 3  # within one life of a lease
 
 
 class Leases:
-    """The partitions of one process. Processes share them evenly: each takes its part of what is free, and gives back what is beyond it."""
+    """The partitions of one process. Processes share evenly: each takes its part of the free ones, and gives back those beyond it."""
 
     def __init__(self, client: redis.Redis, keys: Keys, owner: str, *, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing is owned until `balance`."""
@@ -57,7 +57,7 @@ class Leases:
         fair = -(-PARTITIONS // self._workers())
         for number in sorted(self.fences)[fair:]:
             self.give_back([number])
-        # Each process looks from a place of its own, so that those who start together do not fight for the same ones.
+        # Each process starts at its own number, so that processes that start together do not compete for the same partitions.
         start = int(self._owner[:8], 16) % PARTITIONS
         others = [number % PARTITIONS for number in range(start, start + PARTITIONS)]
         return self._take([number for number in others if number not in self.fences], fair - len(self.fences))
@@ -71,7 +71,7 @@ class Leases:
         pipeline.execute()
 
     def forget(self) -> None:
-        """What is owned is not known any more: take everything anew."""
+        """Forget the owned partitions: `balance` is due, and takes them again."""
         self.fences.clear()
         self._due = 0.0
 

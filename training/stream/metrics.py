@@ -1,4 +1,4 @@
-"""What can be watched of the stream: Prometheus metrics, base units, no user ids."""
+"""Prometheus metrics of the stream, base units, no user ids."""
 
 from __future__ import annotations
 

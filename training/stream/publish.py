@@ -12,7 +12,7 @@ from feature_repo import names
 from feature_repo.connection import connect, translated
 from feature_repo.keys import Keys
 
-_AT_ONCE = 1000
+_CHANGES_PER_CALL = 1000
 
 
 def publish(settings: Settings, changes: Sequence[Reclustering]) -> None:
@@ -22,8 +22,8 @@ def publish(settings: Settings, changes: Sequence[Reclustering]) -> None:
     """
     client, keys = connect(settings.redis_url), Keys.of(settings.feature_repo_path)
     with translated(settings.redis_url):
-        for start in range(0, len(changes), _AT_ONCE):
+        for start in range(0, len(changes), _CHANGES_PER_CALL):
             pipeline = client.pipeline(transaction=False)
-            for change in changes[start : start + _AT_ONCE]:
+            for change in changes[start : start + _CHANGES_PER_CALL]:
                 pipeline.xadd(keys.of_user(change.user_id).feedback, {names.LINEAGE_FIELD: msgspec.msgpack.encode(change)})
             pipeline.execute()

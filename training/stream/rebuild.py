@@ -1,7 +1,7 @@
-"""Rebuild: the online state made anew from the Parquet logs, while serving goes on.
+"""Rebuild the online state from the Parquet logs, while serving continues.
 
 A partition without a state (a new deployment, a Redis that lost its data, settings that give other sums) gets its sums from the batch fold
-and the ids of recent events; then its streams are read from their beginning, and what the logs held already is known by its id.
+and the ids of recent events. Then the consumer reads its streams from their beginning, and recognises logged events by their ids.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ from training.stream.state import Partition, StreamState, decision_key, event_ke
 
 log = logging.getLogger(__name__)
 
-_USERS_AT_ONCE = 100
-_IDS_AT_ONCE = 5000
+_USERS_PER_WRITE = 100
+_IDS_PER_CALL = 5000
 
 
 def rebuild(
     settings: Settings, client: redis.Redis, state: StreamState, definition: SumsDefinition, fences: Mapping[int, int], rows: RewardRows
 ) -> int:
-    """Make the sums, the seen ids and the rows of these partitions anew; returns the number of users.
+    """Compute the sums, the seen ids and the rows of these partitions again; returns the number of users.
 
     Raises: redis.RedisError, InvalidTableError for logs that cannot be read.
     """
-    log.info("making the state of %d partitions anew from the logs", len(fences))
+    log.info("rebuilding the state of %d partitions from the logs", len(fences))
     users = 0
     _forget(client, state, fences)
     waiting: dict[int, dict[str, UserSums]] = {number: {} for number in fences}
-    for user, made in users_from_logs(settings, definition, now=client.time()[0] * 1_000_000):
+    for user, user_sums in users_from_logs(settings, definition, now=client.time()[0] * 1_000_000):
         number = partition(user)
         if number in waiting:
-            waiting[number][user] = made
+            waiting[number][user] = user_sums
             users += 1
-            if len(waiting[number]) >= _USERS_AT_ONCE:
+            if len(waiting[number]) >= _USERS_PER_WRITE:
                 _restore(client, state, rows, number, fences[number], waiting[number])
                 waiting[number] = {}
-    for number, rest in waiting.items():
-        if rest:
-            _restore(client, state, rows, number, fences[number], rest)
+    for number, remaining in waiting.items():
+        if remaining:
+            _restore(client, state, rows, number, fences[number], remaining)
     _remember(settings, client, state, fences)
     state.begin(fences)
     return users
@@ -79,8 +79,8 @@ def users_from_logs(
     Args:
         settings: where the logs are.
         definition: weights and half-lives.
-        events: beside those of the log, `FEEDBACK` rows.
-        decisions: beside those of the log, `DECISIONS` rows.
+        events: in addition to the log, `FEEDBACK` rows.
+        decisions: in addition to the log, `DECISIONS` rows.
         now: UTC microseconds; events of the future do not count. None: there are none.
     """
     with (
@@ -111,25 +111,25 @@ def _events(log: Log, connection: ibis.BaseBackend, extra: pa.Table | None) -> i
     return events if extra is None else events.union(ibis.memtable(extra))
 
 
-def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: int, fence: int, made: Mapping[str, UserSums]) -> None:
-    state.restore(number, fence, {user: held.to_bytes() for user, held in made.items()})
+def _restore(client: redis.Redis, state: StreamState, rows: RewardRows, number: int, fence: int, user_sums: Mapping[str, UserSums]) -> None:
+    state.restore(number, fence, {user: sums_of_user.to_bytes() for user, sums_of_user in user_sums.items()})
     version = Partition(number=number, fence=fence, commits=0, feedback="", decisions="").version
     pipeline = client.pipeline(transaction=False)
-    for user, held in made.items():
-        rows.write(pipeline, user, held, version)
+    for user, sums_of_user in user_sums.items():
+        rows.write(pipeline, user, sums_of_user, version)
     pipeline.execute()
 
 
 def _forget(client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:
-    """Remove what an earlier state left: its sums may have been made otherwise, and what it has seen need not be in the logs yet."""
+    """Remove the keys of an earlier state: its sums may have another definition, and its seen ids may not be in the logs yet."""
     for pattern in (state.keys.every_partition.sums("*"), state.keys.every_partition.seen("*")):
         keys = client.scan_iter(match=pattern, count=10_000)
-        while some := list(islice(keys, 1000)):
-            found: dict[int, list[bytes]] = {}
-            for key in some:
-                found.setdefault(parse(key.decode()).number, []).append(key)
-            for number in found.keys() & fences.keys():
-                state.forget(number, fences[number], found[number])
+        while chunk := list(islice(keys, 1000)):
+            keys_by_partition: dict[int, list[bytes]] = {}
+            for key in chunk:
+                keys_by_partition.setdefault(parse(key.decode()).number, []).append(key)
+            for number in keys_by_partition.keys() & fences.keys():
+                state.forget(number, fences[number], keys_by_partition[number])
 
 
 def _remember(settings: Settings, client: redis.Redis, state: StreamState, fences: Mapping[int, int]) -> None:
@@ -154,13 +154,13 @@ def _remember(settings: Settings, client: redis.Redis, state: StreamState, fence
                     if number in waiting:
                         waiting[number].append(digest(name))
                 for number, ids in waiting.items():
-                    if len(ids) >= _IDS_AT_ONCE:
+                    if len(ids) >= _IDS_PER_CALL:
                         _remember_some(state, number, ids, now)
         for number, ids in waiting.items():
             _remember_some(state, number, ids, now)
 
 
 def _remember_some(state: StreamState, number: int, ids: list[bytes], now: int) -> None:
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        state.remember(number, ids[start : start + _IDS_AT_ONCE], now)
+    for start in range(0, len(ids), _IDS_PER_CALL):
+        state.remember(number, ids[start : start + _IDS_PER_CALL], now)
     ids.clear()

@@ -20,7 +20,7 @@ _SAY_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streamed:
-    """What a consumer did: entries folded, repeated entries, records that cannot be counted."""
+    """Results of a consumer: entries folded, repeated entries, records that cannot be counted."""
 
     entries: int
     duplicates: int
@@ -47,17 +47,17 @@ def stream(
     metrics_port: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Streamed:
-    """Fold what comes in.
+    """Fold new entries.
 
     Args:
         settings: of the deployment.
-        stopped: asked after each step whether it is enough.
+        stopped: called after each step; true ends the stream.
         once: end when nothing waits any more.
-        rebuild: first forget the online sums, so that they are made anew from the logs.
+        rebuild: first forget the online sums, so that the consumers rebuild them from the logs.
         metrics_port: to serve metrics on, on the loopback interface; 0 for none.
         say: called with a line of progress twice a second.
 
-    Raises: DependencyUnavailableError when Redis is unavailable at the start; later it is waited for.
+    Raises: DependencyUnavailableError when Redis is unavailable at the start; later the consumer waits for it.
     """
     metrics = StreamMetrics()
     counters = (metrics.entries, metrics.duplicates, metrics.dead_letters)

@@ -36,7 +36,7 @@ for user = 6, #KEYS do
 end
 return 1
 """
-# Sums that were made anew from the logs: in pieces, and the state last, so that a half is begun again.
+# Sums from the logs: in pieces, and the state last, so that a consumer repeats a rebuild that was not finished.
 _RESTORE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for user = 2, #KEYS do redis.call('SET', KEYS[user], ARGV[user]) end
@@ -92,20 +92,20 @@ class StreamState:
         self._commit = ""
 
     def prepare(self) -> None:
-        """Load the script; to be done again when Redis was started anew."""
+        """Load the script. Repeat it after a restart of Redis."""
         self._commit = self._client.script_load(_COMMIT)
 
     def load(self, fences: Mapping[int, int]) -> tuple[dict[int, Partition], dict[int, list[str]]]:
-        """Partitions that have a state, and the users of the last commit of each; one that is missing must be made anew."""
+        """Partitions that have a state, and the users of the last commit of each; a partition without a state needs a rebuild."""
         pipeline = self._client.pipeline(transaction=False)
         for number in fences:
             pipeline.hgetall(self.keys.partition(number).state)
             pipeline.smembers(self.keys.partition(number).dirty)
         replies = pipeline.execute()
-        found, dirty = {}, {}
+        partitions, dirty = {}, {}
         for (number, fence), state, users in zip(fences.items(), replies[::2], replies[1::2], strict=True):
             if state.get(b"folding", b"").decode() == self.folding:
-                found[number] = Partition(
+                partitions[number] = Partition(
                     number=number,
                     fence=fence,
                     commits=int(state[b"commits"]),
@@ -113,8 +113,8 @@ class StreamState:
                     decisions=state[b"decisions"].decode(),
                 )
                 dirty[number] = [user.decode() for user in users]
-        self._find_buckets(found.values())
-        return found, dirty
+        self._find_buckets(partitions.values())
+        return partitions, dirty
 
     def begin(self, fences: Mapping[int, int]) -> None:
         """Give partitions a state, at the beginning of their streams: what the sums hold already is known by its ids."""
@@ -147,7 +147,7 @@ class StreamState:
         return len(partition.buckets)
 
     def commit(self, pipeline: Any, partition: Partition, change: Commit, now: int) -> None:  # noqa: ANN401
-        """Put the one step into the pipeline: its reply is 1 when it was taken, 0 when this process may not commit any more."""
+        """Add the commit to the pipeline: its reply is 1 when Redis took it, 0 when this process may not commit any more."""
         number, bucket = partition.number, now // self._bucket
         if change.ids:
             partition.buckets.add(bucket)
@@ -159,17 +159,17 @@ class StreamState:
         pairs = [part for pair in change.sums.items() for part in pair]
         pipeline.evalsha(self._commit, len(keys), *keys, *head, *change.ids, *dead, *pairs)
 
-    def waited_too_long(self, found: Mapping[int, Partition]) -> set[int]:
+    def waited_too_long(self, partitions: Mapping[int, Partition]) -> set[int]:
         """Partitions whose next entry came so long ago that ids which may repeat are no longer among the seen."""
         pipeline = self._client.pipeline(transaction=False)
-        for number, held in found.items():
-            pipeline.xrange(self.keys.partition(number).feedback, min="(" + held.feedback, count=1)
-            pipeline.xrange(self.keys.partition(number).decisions, min="(" + held.decisions, count=1)
+        for number, owned in partitions.items():
+            pipeline.xrange(self.keys.partition(number).feedback, min="(" + owned.feedback, count=1)
+            pipeline.xrange(self.keys.partition(number).decisions, min="(" + owned.decisions, count=1)
         seconds, _ = self._client.time()
         replies = pipeline.execute()
-        waiting = zip(found, replies[::2], replies[1::2], strict=True)
+        waiting = zip(partitions, replies[::2], replies[1::2], strict=True)
         limit = seconds * 1_000_000 - self._bucket
-        return {number for number, *two in waiting if any(arrival(some[0][0].decode()) < limit for some in two if some)}
+        return {number for number, *two in waiting if any(arrival(entries[0][0].decode()) < limit for entries in two if entries)}
 
     @property
     def _lifetime(self) -> int:

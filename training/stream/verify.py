@@ -45,7 +45,7 @@ class Verified:
 
 
 def verify(settings: Settings) -> Verified:
-    """Compare every user; whoever differs is looked at again, because events may be on their way.
+    """Compare every user; it looks at differing users again, because events may be on their way.
 
     Raises: DependencyUnavailableError, InvalidTableError.
     """
@@ -84,24 +84,24 @@ def _snapshot(
     In this order (sums, streams, and then the logs), what leaves a stream in between is in the logs.
     """
     state = StreamState(client, keys, window=settings.stream.window, folding=definition.fingerprint)
-    found = {}
+    sums_by_user = {}
     stored = list(client.scan_iter(match=keys.every_partition.sums("*"), count=10_000))
     positions, _ = state.load(dict.fromkeys(range(PARTITIONS), 0))
     for start in range(0, len(stored), 1000):
-        some = stored[start : start + 1000]
-        for key, data in zip(some, client.mget(some), strict=True):
+        chunk = stored[start : start + 1000]
+        for key, data in zip(chunk, client.mget(chunk), strict=True):
             if data is not None:
-                found[parse(key.decode()).of] = UserSums(definition, data)
+                sums_by_user[parse(key.decode()).of] = UserSums(definition, data)
     validator, left = settings.feedback_validator(), Batch()
-    for held in positions.values():
-        of = keys.partition(held.number)
-        for stream, last in ((of.feedback, held.feedback), (of.decisions, held.decisions)):
+    for partition in positions.values():
+        of = keys.partition(partition.number)
+        for stream, last in ((of.feedback, partition.feedback), (of.decisions, partition.decisions)):
             for entries in stream_entries(client, stream, last):
                 for entry_id, fields in entries:
                     record = read_entry(stream, entry_id.decode(), fields, validator)
-                    if isinstance(record, Feedback | Decision) and _has_room(found.get(record.user_id), record):
+                    if isinstance(record, Feedback | Decision) and _has_room(sums_by_user.get(record.user_id), record):
                         left.add(stream, entry_id.decode(), record, b"")
-    return found, feedback_table(left.feedback), decision_table(left.decisions)
+    return sums_by_user, feedback_table(left.feedback), decision_table(left.decisions)
 
 
 def _has_room(sums: UserSums | None, record: Feedback | Decision) -> bool:
@@ -125,10 +125,10 @@ def _waiting(client: redis.Redis, keys: Keys) -> int:
 
 
 def _compare(stream: UserSums | None, batch: UserSums | None, row: ClusterRewards | None) -> tuple[str, float]:
-    """What is wrong (empty for nothing), and the largest relative difference."""
+    """The problem (empty for none), and the largest relative difference."""
     if stream is None or batch is None:
-        missing, held = ("stream", batch) if stream is None else ("batch fold", stream)
-        return (f"missing in the {missing}", 0.0) if held is not None and (np.abs(held.values) > _FADED).any() else ("", 0.0)
+        missing, present = ("stream", batch) if stream is None else ("batch fold", stream)
+        return (f"missing in the {missing}", 0.0) if present is not None and (np.abs(present.values) > _FADED).any() else ("", 0.0)
     to = max(stream.as_of, batch.as_of)
     if row is None or row.as_of != stream.as_of or not _same_row(stream.rewards(), row):
         return "the row in the online store is not the stream's", 0.0
@@ -148,9 +148,9 @@ def _compare(stream: UserSums | None, batch: UserSums | None, row: ClusterReward
 
 
 def _values(sums: UserSums, ids: list[str]) -> Floats:
-    place = {cluster: row for row, cluster in enumerate(sums.cluster_ids)}
+    row_of = {cluster: row for row, cluster in enumerate(sums.cluster_ids)}
     empty = np.zeros(sums.values.shape[1])
-    return np.array([sums.values[place[cluster]] if cluster in place else empty for cluster in ids])
+    return np.array([sums.values[row_of[cluster]] if cluster in row_of else empty for cluster in ids])
 
 
 def _same_row(sums: ClusterRewards, row: ClusterRewards) -> bool:

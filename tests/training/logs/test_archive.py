@@ -154,7 +154,7 @@ def test_nothing_logged_is_nothing_moved(deployment: Deployment) -> None:
 
 
 def test_one_stream_longer_than_a_read_is_moved_whole(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_READ_AT_ONCE", 7)
+    monkeypatch.setattr(step, "_ENTRIES_PER_READ", 7)
     log(deployment.settings, [decision(number, at=MADE + number, user_id="one") for number in range(50)])
     assert move_logs(deployment.settings).decisions == 50
     assert len(set(ids(deployment.settings))) == 50

@@ -436,7 +436,7 @@ def test_only_what_was_folded_and_is_in_parquet_is_trimmed(streamed: Streamed, m
 
 def test_a_full_disk_loses_nothing_trims_nothing_and_memory_stays_bounded(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archiver, "_ROWS_PER_FILE", 50)
-    monkeypatch.setattr(archiver, "_ROWS_HELD", 200)
+    monkeypatch.setattr(archiver, "_ROWS_IN_MEMORY", 200)
     monkeypatch.setattr(archiver.time, "sleep", lambda seconds: None)
     consumer, events = streamed.consumer(), streamed.events(1000)
 
