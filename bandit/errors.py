@@ -129,6 +129,14 @@ class EmptyLogError(QueryRewardsError, LookupError):
         super().__init__(f"the {log} is empty: no rows found in {place}")
 
 
+class FoldStateError(QueryRewardsError, LookupError):
+    """The sums that the last fold left do not lead to those that are wanted: everything is folded."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 class MissingExtraError(QueryRewardsError, ImportError):
     """A verb needs packages that this installation lacks."""
 

@@ -70,7 +70,7 @@ def child(side: str, folder: Path) -> None:
         old.unlink()
     start = time.perf_counter()
     if side == "fold":
-        fold(settings, as_of=NOW, now=NOW)
+        fold(settings, as_of=NOW, now=NOW, full=True)
     else:
         lives = settings.reward.half_lives()
         file = settings.data_path / "feedback" / "a.parquet"

@@ -63,7 +63,7 @@ def _fill(folder: Path, url: str, users: dict[str, int]) -> None:
     rng = np.random.default_rng(7)
     settings = load_settings(folder / DEFAULT_FILE)
     stamp = datetime.fromtimestamp(NOW / 1e6, UTC).replace(tzinfo=None)
-    rows = [_rows(user, n, rng, stamp) for user, n in users.items()]
+    rows = [profile_and_rewards(user, n, rng, stamp) for user, n in users.items()]
     repository = settings.feature_repo_path
     write_table(pa.Table.from_pylist([row[0] for row in rows], USER_CLUSTERS), repository / names.USER_CLUSTERS_PATH / "a.parquet")
     write_table(pa.Table.from_pylist([row[1] for row in rows], CLUSTER_REWARDS), repository / names.CLUSTER_REWARDS_PATH / "a.parquet")
@@ -75,7 +75,7 @@ def _fill(folder: Path, url: str, users: dict[str, int]) -> None:
         client.set(keys.champion, msgspec.msgpack.encode({"version": "1", "sha256": digest}))
 
 
-def _rows(user: str, n: int, rng: np.random.Generator, stamp: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
+def profile_and_rewards(user: str, n: int, rng: np.random.Generator, stamp: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
     ids = [f"item-{number:07d}" for number in rng.choice(10_000_000, n, replace=False)]
     common = {names.JOIN_KEY: user, names.TIMESTAMP: stamp}
     clusters = {

@@ -25,7 +25,7 @@ from feature_repo import names
 from feature_repo.names import SUMS
 from tests.strategies import learner, systematic
 from tests.worlds import QUERIES, ROUND, DriftingWorld, Outcome, World, best, happen, now, profiles, worth
-from training.features.fold import sums
+from training.features.decayed_sums import sums
 from training.logs.schemas import FEEDBACK, TIME
 
 AT_ONCE, LATE = 1, 24  # rounds until feedback is folded; 1 is before the next decision
@@ -201,7 +201,7 @@ def with_constant(features: Floats32) -> Floats:
 class Ledger:
     """Decayed sums of all players, each (players, users, places): only news are folded, then added to what has faded.
 
-    The law that allows it is in `training/features/fold.py`: parts of a log merge by addition, time passes by one multiplication.
+    The law that allows it is in `training/features/decayed_sums.py`: parts of a log merge by addition, time passes by one multiplication.
     """
 
     def __init__(self, world: World, players: int) -> None:

@@ -65,9 +65,10 @@ def fold(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the stream's sums with the fold instead; exit 1 when any differ.")
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Fold the whole history, not only what came since the last fold.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fold the feedback log into decayed sums: a new snapshot of `cluster_rewards`."""
+    """Fold what the logs have gained into the decayed sums: a new snapshot of `cluster_rewards`."""
     from training.features import fold as step
 
     if verify:
@@ -81,7 +82,11 @@ def fold(
         if compared.differing:
             raise StreamDiffersError(len(compared.differing), compared.users)
         return
-    run_step("fold", settings_file, as_json, lambda settings: step.fold(settings, as_of=time_of(as_of), now=now()), writes_redis=False)
+
+    def run(settings: Settings) -> object:
+        return step.fold(settings, as_of=time_of(as_of), now=now(), full=full)
+
+    run_step("fold", settings_file, as_json, run, writes_redis=False)
 
 
 @verb(extra="training")

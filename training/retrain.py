@@ -61,12 +61,12 @@ def retrain(settings: Settings, *, as_of: int, now: int, say: Callable[[str], No
             repaired = repair(settings)
         begin("moving decisions and feedback to the logs")
         moved = move_logs(settings).decisions
-        compact(settings, now=now)
         begin("folding feedback")
         try:
             folded, reason = fold(settings, as_of=as_of, now=now), ""
         except EmptyLogError as error:
             folded, reason = None, str(error)
+        compact(settings, now=now)  # after the fold, which then knows the parts of a joined file
         begin("materializing")
         done = Retrained(decisions_moved=moved, folded=folded, rows_materialized=materialize(settings, until=as_of).rows, repaired=repaired)
         if folded is None:

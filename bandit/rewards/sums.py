@@ -1,7 +1,7 @@
 """A user's decayed sums as the stream keeps them: the same numbers as the batch fold's, one event at a time.
 
 S(T) = sum of r_e * 2^(-(T - t_e) / h): an event adds its own term, moving T is one multiplication, and a reclustering is a linear map.
-The batch fold (`training/features/fold.py`) and the stream derive their sums from one table, `SUMS`, and one `SumsDefinition`.
+The batch fold (`training/features/decayed_sums.py`) and the stream derive their sums from one table, `SUMS`, and one `SumsDefinition`.
 Source: the aggregators of Chronon (prepare, update, merge, finalize), where the batch equals the stream by construction.
 """
 

@@ -216,7 +216,7 @@ class ExperimentSettings(_Section):
 class RetentionSettings(_Section):
     """How long the past is kept."""
 
-    snapshot_days: float = Field(90.0, ge=0)  # of user_clusters: how far back a point-in-time join answers what it answered then
+    snapshot_days: float = Field(90.0, ge=0)  # how far back a point-in-time join answers what it answered then
 
 
 class MlflowSettings(_Section):

@@ -348,7 +348,7 @@ def test_one_bad_event_stops_no_step_and_every_step_refuses_the_same(tmp_path: P
     pq.write_table(good, folder / "a.parquet")
     write_decisions(settings, [decision(1, at=NOW - 3 * DAY)])
     expected = fold(settings, as_of=NOW, now=NOW)
-    day = folder / "2025-01-01"
+    day = folder / "2025-04-28"
     day.mkdir()
     row = feedback_table([feedback("z", at=NOW - HOUR)])
     for number, (column, value) in enumerate(BAD_ROWS):
@@ -414,7 +414,7 @@ FOREIGN: dict[str, Callable[[pa.Table], pa.Table]] = {
 def test_a_file_that_is_none_of_the_log_goes_into_quarantine_and_the_run_goes_on(tmp_path: Path, name: str) -> None:
     settings = deployment(tmp_path / "d")
     write_feedback(settings, events_of(50))  # type: ignore[arg-type]
-    folder = settings.data_path / "feedback" / "2025-01-01"
+    folder = settings.data_path / "feedback" / "2025-04-28"
     folder.mkdir()
     file = folder / "x.parquet"
     table = feedback_table(events_of(5))  # type: ignore[arg-type]
@@ -424,7 +424,7 @@ def test_a_file_that_is_none_of_the_log_goes_into_quarantine_and_the_run_goes_on
     data = b"" if file.is_symlink() else file.read_bytes()
     found = fold(settings, as_of=NOW, now=NOW)
     assert (found.events, list(found.quarantined)) == (50, [str(file)])
-    moved = settings.data_path / "quarantine" / "2025-01-01" / "x.parquet"
+    moved = settings.data_path / "quarantine" / "2025-04-28" / "x.parquet"
     assert not os.path.lexists(file)
     assert os.path.lexists(moved)
     assert moved.is_symlink() or moved.read_bytes() == data  # nothing is lost
@@ -450,7 +450,7 @@ TAKEN: dict[str, Callable[[pa.Table], pa.Table]] = {
 def test_fold_and_compact_take_the_same_files(tmp_path: Path, name: str) -> None:
     settings = deployment(tmp_path / "d")
     table = feedback_table(events_of(10))  # type: ignore[arg-type]
-    day = settings.data_path / "feedback" / "2025-01-01"
+    day = settings.data_path / "feedback" / "2025-04-28"
     day.mkdir(parents=True)
     strange = TAKEN[name](table.slice(5))
     pq.write_table(table.slice(0, 5), day / "part-0.parquet")

@@ -150,6 +150,39 @@ def forget_snapshots(folder: Path, *, as_of: int, days: float) -> int:
     return len(old)
 
 
+def merge_snapshots(folder: Path, schema: pa.Schema, *, until: int) -> int:
+    """Join the snapshots up to this time (UTC microseconds) into the newest of them; returns how many went.
+
+    Of each user the newest row stays, with its own time and generation: a point-in-time join for a later moment gives what it gave before.
+    The joined file takes the name of the newest, before the others go: in between, their rows are twice there.
+    """
+    old = [file for file in snapshot_files(folder) if (moment := _named_time(file)) is not None and moment <= until]
+    if len(old) < 2:
+        return 0
+    latest = latest_rows(folder, generation_column(schema), until=until)
+    tables = []
+    for number, file in enumerate(latest.files):
+        table = read_own(file)
+        table = table.take(pa.array(np.sort(latest.row[latest.file == number])))
+        for column in schema:
+            if column.name not in table.column_names:
+                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+        tables.append(table.select(schema.names).cast(schema))
+    base = old[-1]
+    metadata = {_GENERATION: str(max(map(_generation_of, old))).encode()}
+    write_table(pa.concat_tables(tables).sort_by(names.JOIN_KEY).replace_schema_metadata(metadata), base, parts=old)
+    for file in old[:-1]:
+        file.unlink()
+    return len(old) - 1
+
+
+def _named_time(file: Path) -> int | None:
+    try:
+        return time_of(file)
+    except ValueError:
+        return None
+
+
 def adopt_single_file(folder: Path) -> None:
     """Take over the one file that `user_clusters` was in before its snapshots were kept."""
     file = folder.with_suffix(".parquet")

@@ -187,7 +187,7 @@ def compact(settings: Settings, *, now: int) -> int:
                 table = pa.concat_tables([read_own(part.clean, log.schema) for part in parts])
             table = table.take(_first_of_each(table[key])).sort_by(key)
             files = [part.file for part in parts]
-            write_table(table, day / f"day-{sha256(''.join(file.name for file in files).encode())[:16]}.parquet", checked=True)
+            write_table(table, day / f"day-{sha256(''.join(file.name for file in files).encode())[:16]}.parquet", checked=True, parts=files)
             for file in files:
                 file.unlink()
             removed += len(files) - 1

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bandit.errors import InvalidTableError
+from bandit.rewards.feedback import FUTURE_TOLERANCE
 from bandit.settings.load import Settings
 from bandit.settings.paths import local_path
 from training.logs.writing import write_whole
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def parquet_files(path: str | Path) -> list[Path]:
@@ -51,6 +56,20 @@ def _walk(folder: Path, above: frozenset[Path]) -> list[Path]:
         elif entry.name.endswith(".parquet"):
             files.append(entry)
     return files
+
+
+def arrived_since(folder: Path, moment: int) -> Callable[[Path], bool]:
+    """Whether a file of a log may hold what happened at this time (UTC microseconds) or later: not in a day of arrival before it.
+
+    Nothing arrives before it happens, by more than clocks differ. A file that lies in no day folder may hold anything.
+    """
+    first = datetime.fromtimestamp(max(moment - FUTURE_TOLERANCE, 0) / 1e6, UTC).date().isoformat()
+
+    def may_hold(file: Path) -> bool:
+        day = file.relative_to(folder).parts[0]
+        return not (_DAY.fullmatch(day) and day < first)
+
+    return may_hold
 
 
 def engine_path(file: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +74,15 @@ class Log:
 
 @contextmanager
 def open_log(
-    settings: Settings, name: str, *, now: int | None, folder: Path | None = None, required: bool = True, tolerate: bool = True
+    settings: Settings,
+    name: str,
+    *,
+    now: int | None,
+    folder: Path | None = None,
+    only: Callable[[Path], bool] = lambda file: True,
+    rows: int = 0,
+    required: bool = True,
+    tolerate: bool = True,
 ) -> Iterator[Log]:
     """The feedback or decision log, with everything put aside that no step can use. It can be read inside the block.
 
@@ -83,6 +91,8 @@ def open_log(
         name: `feedback` or `decisions`.
         now: UTC microseconds, to judge times by; None: no time is in the future.
         folder: the part of the log below this folder only.
+        only: which files to read.
+        rows: of the log, that were read before: a share of bad rows is one of all rows.
         required: whether a log without rows is an error.
         tolerate: whether too many bad rows are an error.
 
@@ -93,15 +103,17 @@ def open_log(
     reading = Reading(schema=log.schema, now=now, actions=settings.reward.scheme().action_types)
     rejected = RejectedRows(source=str(folder))
     with storage_errors(folder):
-        log.parts = _opened(settings, folder, reading, log)
-        if required and not sum(part.rows for part in log.parts):
+        listed = below(folder)
+        files = [file for file in listed if only(file)]
+        log.parts = _opened(settings, files, reading, log)
+        if required and len(files) == len(listed) and not sum(part.rows for part in log.parts):
             for file, reason in log.quarantined.items():  # all that there was
                 raise InvalidTableError(file, f"{reason}; it is in data/quarantine now")
             raise EmptyLogError(f"{name.removesuffix('s')} log", str(folder))
         with tempfile.TemporaryDirectory(prefix="query-rewards-") as scratch:
             for part in _suspects(log.parts, reading):
                 _clean(settings, part, Path(scratch), reading, rejected, log)
-            rejected.rows = sum(part.rows for part in log.parts)
+            rejected.rows = rows + sum(part.rows for part in log.parts)
             log.rejected = rejected.settle(settings, tolerate=tolerate)
             try:
                 yield log
@@ -109,9 +121,9 @@ def open_log(
                 raise _explained(settings, log, reading, error) from error
 
 
-def _opened(settings: Settings, folder: Path, reading: Reading, log: Log) -> list[Part]:
+def _opened(settings: Settings, files: Sequence[Path], reading: Reading, log: Log) -> list[Part]:
     parts = []
-    for file in below(folder):
+    for file in files:
         try:
             with open_parquet(file) as source:
                 check_schema(file, source, reading)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,14 +13,31 @@ from bandit.errors import InvalidTableError
 from training.logs.writing import whole_file
 
 CHECKED = b"query_rewards.checked"  # in a file's metadata: every row passed the rule for identifiers before it was written
+_PARTS = b"query_rewards.parts"  # in a file's metadata: the files of its folder that it was joined of
 
 
-def write_table(table: pa.Table, file: Path, *, checked: bool = False) -> None:
-    """Write a Parquet file whole or not at all. Raises: StorageError."""
+def write_table(table: pa.Table, file: Path, *, checked: bool = False, parts: Sequence[Path] = ()) -> None:
+    """Write a Parquet file whole or not at all; with the names, sizes and times of the files of its folder that it joins.
+
+    Raises: StorageError.
+    """
     if checked:
         table = table.replace_schema_metadata({CHECKED: b"ids"})
+    if parts:
+        marks = {part.name: (part.stat().st_size, part.stat().st_mtime_ns) for part in parts}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARTS: json.dumps(marks).encode()})
     with whole_file(file) as partial:
         pq.write_table(table, partial, compression="zstd")
+
+
+def parts_of(file: Path) -> Mapping[str, tuple[int, int]]:
+    """Sizes and times (nanoseconds) of the files that this one joins, by name; none for others, and for a file that cannot be read."""
+    try:
+        with open_parquet(file) as source:
+            marks = json.loads((source.schema_arrow.metadata or {}).get(_PARTS, b"{}"))
+            return {name: (size, changed) for name, (size, changed) in marks.items()}
+    except (InvalidTableError, ValueError):
+        return {}
 
 
 def read_own(file: Path, schema: pa.Schema | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:

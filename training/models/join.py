@@ -14,6 +14,7 @@ from bandit.rewards.scheme import IMPRESSION
 from bandit.settings.load import Settings
 from bandit.types import MICROSECONDS_PER_DAY
 from training.logs.engine import deduplicated, engine, epoch_us
+from training.logs.files import arrived_since
 from training.logs.open_logs import Log, open_log, put_aside
 from training.logs.schemas import FEEDBACK
 from training.logs.tables import write_table
@@ -40,11 +41,16 @@ class Joined:
 def join(settings: Settings, *, as_of: int) -> Joined:
     """Write the training rows of every decision whose window closed by `as_of`, and the feedback that matches no decision.
 
-    Both files are made anew from the logs of the training window, so that repeating a join changes nothing.
+    Both files are made from the logs of the training window, of which no older day folder is read; repeating a join changes nothing.
 
     Raises: EmptyLogError when there are no decisions or no feedback yet, InvalidTableError.
     """
-    with open_log(settings, "decisions", now=None) as decision_log, open_log(settings, "feedback", now=None) as feedback_log:
+    days, data = settings.training.window_days, settings.data_path
+    first = as_of - round(days * MICROSECONDS_PER_DAY) - settings.reward.attribution_window
+    with (
+        open_log(settings, "decisions", now=None, only=arrived_since(data / "decisions", first)) as decision_log,
+        open_log(settings, "feedback", now=None, only=arrived_since(data / "feedback", first)) as feedback_log,
+    ):
         return _join(settings, decision_log, feedback_log, as_of=as_of)
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import ibis
+import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bandit.errors import CorruptModelError, EmptyLogError, TooFewRowsError
+from bandit.errors import CorruptModelError, EmptyLogError, FoldStateError, TooFewRowsError
 from bandit.model.learning import Examples, learn
 from bandit.model.linear_model import LinearModel, Manifest, sha256
 from bandit.rewards.prior import fit_prior
 from bandit.settings.load import Settings
 from bandit.types import Prior
 from feature_repo import names
+from training.features.fold_state import SUMS_TABLE, table_file, usable_state
 from training.features.snapshots import newest_snapshot
 from training.lock import leased
 from training.logs.engine import engine
@@ -159,22 +162,9 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
     clusters = newest_snapshot(settings.feature_repo_path / names.USER_CLUSTERS_PATH, until=as_of)
     strength = settings.policy.prior_strength
     connection = engine()
-    snapshots = read_snapshots(settings, connection)
-    if clusters is None or snapshots is None:
+    evidence = _latest_evidence(settings, connection, as_of)
+    if clusters is None or evidence is None:
         return fit_prior(np.array([], np.int64), np.array([]), np.array([]), strength)
-    sums = snapshots.filter(ibis._[names.AS_OF] <= as_of)
-    newest = sums.group_by("user_id").agg(
-        **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.REWARDED_CLUSTERS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
-        age=as_of - sums[names.AS_OF].max(),
-    )
-    newest = newest.mutate(place=ibis.range(0, newest[names.REWARDED_CLUSTERS].length())).unnest("place")
-    factor = ibis.literal(2.0) ** (-newest.age / float(settings.reward.half_lives().long))
-    evidence = newest.select(
-        "user_id",
-        cluster_id=newest[names.REWARDED_CLUSTERS][newest.place],
-        impressions=newest[names.IMPRESSIONS_LONG][newest.place] * factor,
-        reward=newest[names.REWARD_LONG][newest.place] * factor,
-    )
     profiles = read_engine(connection, [clusters]).select("user_id", names.CLUSTER_IDS, names.TOPIC_IDS)
     profiles = profiles.mutate(place=ibis.range(0, profiles[names.CLUSTER_IDS].length())).unnest("place")
     topics = profiles.select(
@@ -184,6 +174,32 @@ def population_prior(settings: Settings, *, as_of: int) -> Prior:
     by_topic = joined.group_by("topic").agg(impressions=joined.impressions.sum(), reward=joined.reward.sum()).order_by("topic").to_pyarrow()
     topic = by_topic["topic"].fill_null(_NO_TOPIC).to_numpy()
     return fit_prior(topic, by_topic["reward"].to_numpy(), by_topic["impressions"].to_numpy(), strength)
+
+
+def _latest_evidence(settings: Settings, connection: ibis.BaseBackend, as_of: int) -> ir.Table | None:
+    """Impressions and reward of each user's clusters as of this time: from the last fold's sums, else from all snapshots."""
+    long = float(settings.reward.half_lives().long)
+    with contextlib.suppress(FoldStateError):
+        state = usable_state(settings, as_of=as_of)
+        latest, factor = read_engine(connection, [table_file(settings, state, SUMS_TABLE)]), 2.0 ** ((state.as_of - as_of) / long)
+        faded = {"impressions": latest[names.IMPRESSIONS_LONG] * factor, "reward": latest[names.REWARD_LONG] * factor}
+        return latest.select("user_id", "cluster_id", **faded)
+    snapshots = read_snapshots(settings, connection)
+    if snapshots is None:
+        return None
+    sums = snapshots.filter(ibis._[names.AS_OF] <= as_of)
+    newest = sums.group_by("user_id").agg(
+        **{name: sums[name].argmax(sums[names.AS_OF]) for name in (names.REWARDED_CLUSTERS, names.IMPRESSIONS_LONG, names.REWARD_LONG)},
+        age=as_of - sums[names.AS_OF].max(),
+    )
+    newest = newest.mutate(place=ibis.range(0, newest[names.REWARDED_CLUSTERS].length())).unnest("place")
+    factor = ibis.literal(2.0) ** (-newest.age / long)
+    return newest.select(
+        "user_id",
+        cluster_id=newest[names.REWARDED_CLUSTERS][newest.place],
+        impressions=newest[names.IMPRESSIONS_LONG][newest.place] * factor,
+        reward=newest[names.REWARD_LONG][newest.place] * factor,
+    )
 
 
 _NO_TOPIC = -1

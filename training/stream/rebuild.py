@@ -24,7 +24,7 @@ from bandit.settings.load import Settings
 from bandit.types import SUM_NAMES, ClusterRewards, Sums
 from feature_repo import names
 from feature_repo.keys import parse, partition
-from training.features.fold import read_draws, rows_per_user, sums
+from training.features.decayed_sums import ordered, read_draws, rows_per_user, sums
 from training.features.online_rows import RewardRows
 from training.logs.archive import arrival
 from training.logs.engine import engine, epoch_us
@@ -99,7 +99,7 @@ def _users(settings: Settings, definition: SumsDefinition, happened: ir.Table, d
         return
     history = read_lineage(settings, 2**63 - 1)
     by_cluster = sums(happened, draws, as_of=as_of, definition=definition, lineage=history)
-    for batch in rows_per_user(by_cluster, as_of=as_of).to_batches():
+    for batch in rows_per_user(ordered(by_cluster), as_of=as_of).to_batches():
         for row in batch.to_pylist():
             values = Sums(np.array([row[name] for name in SUM_NAMES], np.float64))
             rewards = ClusterRewards(cluster_ids=row[names.REWARDED_CLUSTERS], as_of=as_of, sums=values)

@@ -20,8 +20,9 @@ from bandit.settings.load import Settings
 from feature_repo import names
 from tests.conftest import Deployment
 from tests.tables_made import DAY, HOUR, MINUTE, NOW, decision, feedback, feedback_table, write_decisions, write_feedback
+from training.features.decayed_sums import sums
 from training.features.feature_store import online_rows
-from training.features.fold import Folded, fold, sums
+from training.features.fold import Folded, fold
 from training.features.materialize import materialize
 from training.logs.schemas import DECISIONS
 

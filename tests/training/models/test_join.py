@@ -29,6 +29,10 @@ def run(settings: Settings, decisions: list[Decision], events: list[Feedback], *
     return result, pq.read_table(result.file)
 
 
+def read_reward(settings: Settings) -> float:
+    return float(pq.read_table(examples_file(settings))["reward"][0].as_py())
+
+
 def dead_letters(settings: Settings) -> dict[str, str]:
     """Reason by event id."""
     table = pq.read_table(settings.data_path / DEAD_LETTERS_FILE)
@@ -211,6 +215,22 @@ def test_a_decision_without_queries_makes_no_row(deployment: Deployment) -> None
     result, table = run(deployment.settings, [decision(1, at=MADE, drawn=[])], [feedback("1", at=MADE)])
     assert table.num_rows == 0
     assert (result.decisions, result.dead_letters) == (1, 1)
+
+
+def test_day_folders_before_the_window_are_not_read(deployment: Deployment) -> None:
+    settings = deployment.settings
+    made = decision(1, at=MADE)
+    expected, _ = run(settings, [made], [of(made, "1")])
+    oldest = f"{np.datetime64(MADE - 40 * DAY, 'us')}"[:10]
+    first = f"{np.datetime64(NOW - round(settings.training.window_days) * DAY - settings.reward.attribution_window - MINUTE, 'us')}"[:10]
+    for log in ("decisions", "feedback"):
+        file = settings.data_path / log / oldest / "damaged.parquet"
+        file.parent.mkdir()
+        file.write_bytes(b"none of ours")
+    assert join(settings, as_of=NOW) == expected
+    write_feedback(settings, [of(made, "2", "click")], name=f"{first}/late")  # the first day folder that may hold something of the window
+    assert join(settings, as_of=NOW).rows == 1
+    assert read_reward(settings) == 0.5
 
 
 def test_joining_again_gives_the_same_bytes(deployment: Deployment) -> None:
