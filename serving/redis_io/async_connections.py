@@ -133,9 +133,13 @@ class _LoopConnection:
             async with asyncio.timeout(self._patience):
                 await connection.connect()
         except (redis.RedisError, OSError) as error:
+            await connection.disconnect(nowait=True)
             timed_out = isinstance(error, redis.TimeoutError | TimeoutError)
             if not timed_out or was_patient(asked, asked + self._patience, self._patience):
                 self._breaker.failed(error)
+            raise
+        except asyncio.CancelledError:
+            await connection.disconnect(nowait=True)
             raise
         self._line = await Line.over(connection, self._breaker, self._patience)
         return self._line

@@ -104,6 +104,7 @@ class Line(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everybody who waits."""
+        self._connection._writer = self._connection._reader = None  # noqa: SLF001 -- closed, and redis-py shall not complain
         self._sound = False
         waiting = [promise for promise, _ in self._waiting if not promise.done()]
         self._waiting.clear()
@@ -116,7 +117,6 @@ class Line(asyncio.Protocol):
         """Close it now, whatever waits to be sent."""
         self._transport.abort()
         self.connection_lost(error)
-        self._connection._writer = self._connection._reader = None  # noqa: SLF001 -- closed, and redis-py shall not complain
 
     def _blame(self) -> None:
         if not self._blamed:

@@ -33,7 +33,7 @@ def records(world: Served) -> bool:
     event = feedback("e1", at=time.time_ns() // 1000, user_id="u0")
     try:
         with FeedbackLog.open(world.settings_file()) as log:
-            return log.record([event]) == Recorded(accepted=1, durable=0, refused=[])
+            return log.record([event]) == Recorded(accepted=1, durable=0, rejected=[])
     except DependencyUnavailableError:
         return False
 
