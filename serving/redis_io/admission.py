@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 from serving.after_fork import renew_after_fork
 
-# Between two who give up, about what one of them then needs for its answer. Those who are served follow each other hardly closer than that,
-# so the queue moves on in time for all who can be served.
+# Two callers give up this far apart: one of them then needs about as long for its answer. Served callers follow each other hardly faster,
+# so the queue moves on in time for every caller that can be served.
 APART_SECONDS = 0.0004
 
 

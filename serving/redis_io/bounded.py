@@ -121,7 +121,7 @@ class Bounded:
 
     @property
     def socket_timeout(self) -> float:
-        """What is left."""
+        """Seconds that the deadline leaves, as redis-py asks for them."""
         return self.deadline.left()
 
     @socket_timeout.setter
@@ -130,7 +130,7 @@ class Bounded:
 
     @property
     def socket_connect_timeout(self) -> float:
-        """What is left."""
+        """Seconds that the deadline leaves, as redis-py asks for them."""
         return self.deadline.left()
 
     def _connect(self) -> DeadlineSocket:
